@@ -1,0 +1,1 @@
+"""Configuration to objects to one group of processes: the only file that wires the rooms together."""

@@ -1,0 +1,1 @@
+"""Budgets: being built."""

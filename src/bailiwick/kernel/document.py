@@ -1,0 +1,204 @@
+"""A YAML file read into a typed, frozen model, with file, line and column of everything that is wrong in it: all of it, at once.
+
+YAML 1.1 by PyYAML's safe loader, without its surprises: duplicate keys, anchors and aliases (a bomb's fuse), and tags are errors. The model is
+pydantic's; its errors are placed on the node they speak of.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from bailiwick.kernel import limits
+from bailiwick.kernel.errors import CallerError
+
+_DOCUMENT_BYTES_MAX = 4 * limits.MIB
+_DEPTH_MAX = 40
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+class Section(pydantic.BaseModel):
+    """Base of every part of a configuration: frozen, and an unknown key is an error."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Finding:
+    """One thing that is wrong: `file:line:column: field: what, what was expected, the way out`."""
+
+    file: str
+    line: int
+    column: int
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}"
+        return f"{place}: {self.field}: {self.message}" if self.field else f"{place}: {self.message}"
+
+
+class Invalid(CallerError):
+    """A document with findings; the text is every one of them, a line each."""
+
+    code = "invalid"
+
+    def __init__(self, findings: list[Finding]) -> None:
+        self.findings = sorted(findings)
+        super().__init__("\n".join(str(finding) for finding in self.findings))
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed file that can still say where each of its values stands."""
+
+    file: str
+    value: Any
+    _root: yaml.Node | None
+
+    def place(self, path: tuple[str | int, ...]) -> tuple[int, int]:
+        """Line and column (from 1) of the value at `path`, or of the nearest ancestor that the file holds."""
+        node, mark = self._root, self._root.start_mark if self._root else None
+        for step in path:
+            found = _child(node, step)
+            if found is None:
+                break
+            node, mark = found
+        return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+
+    def finding(self, path: tuple[str | int, ...], message: str) -> Finding:
+        line, column = self.place(path)
+        return Finding(self.file, line, column, _dotted(path), message)
+
+
+def read(path: Path, *, shown_as: str | None = None) -> Document:
+    """The file's document. Raises Invalid for what cannot be read, is not UTF-8, or is not YAML as described above."""
+    file = shown_as or str(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise Invalid([Finding(file, 1, 1, "", f"cannot be read: {error.strerror}")]) from error
+    return parse(raw, file=file)
+
+
+def parse(raw: bytes, *, file: str) -> Document:
+    if len(raw) > _DOCUMENT_BYTES_MAX:
+        raise Invalid([Finding(file, 1, 1, "", f"is {len(raw)} bytes; must be at most {_DOCUMENT_BYTES_MAX}")])
+    try:
+        decoded = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        column = error.start - (raw.rfind(b"\n", 0, error.start) + 1) + 1
+        raise Invalid([Finding(file, line, column, "", f"byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8")]) from error
+    findings: list[Finding] = []
+    try:
+        root = _Composer(decoded).get_single_node()
+        _inspect(root, file, findings, (), 0)
+        if findings:
+            raise Invalid(findings)
+        value = yaml.constructor.SafeConstructor().construct_document(root) if root is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        raise Invalid([Finding(file, line, column, "", f"is not YAML: {what}")]) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Invalid([Finding(file, 1, 1, "", f"is not YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}")]) from error
+    return Document(file, value, root)
+
+
+def validate(document: Document, model: type[Model]) -> Model:
+    """The document as `model`. Raises Invalid with every error, each at the line of the value it speaks of."""
+    value = {} if document.value is None else document.value
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise Invalid([document.finding(_inside(document, item["loc"]), _say(item)) for item in error.errors(include_url=False)]) from error
+
+
+class _Composer(yaml.SafeLoader):
+    """Nodes only; the C loader gives the same marks but cannot be told apart from it here, and a configuration is small."""
+
+
+def _inspect(node: yaml.Node | None, file: str, findings: list[Finding], path: tuple[str | int, ...], depth: int, seen: set[int] | None = None) -> None:
+    seen = set() if seen is None else seen
+    if node is None:
+        return
+
+    def wrong(message: str, at: yaml.Node = node) -> None:
+        findings.append(Finding(file, at.start_mark.line + 1, at.start_mark.column + 1, _dotted(path), message))
+
+    if id(node) in seen:
+        wrong("is an alias (*name); aliases are not taken, write the value out")
+        return
+    seen.add(id(node))
+    if depth > _DEPTH_MAX:
+        wrong(f"is nested more than {_DEPTH_MAX} deep")
+        return
+    if not node.tag.startswith("tag:yaml.org,2002:"):
+        wrong(f"has the tag {node.tag}; tags are not taken")
+        return
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _inspect(item, file, findings, (*path, index), depth + 1, seen)
+    elif isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                wrong("has a key that is not plain text", key)
+                continue
+            if key.tag == "tag:yaml.org,2002:merge":
+                wrong("merge keys (<<) are not taken, write the values out", key)
+                continue
+            if key.value in keys:
+                wrong(f"key {key.value!r} stands here a second time; keep one", key)
+            keys.add(key.value)
+            _inspect(value, file, findings, (*path, key.value), depth + 1, seen)
+
+
+def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Mark] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value == str(step):
+                return value, key.start_mark
+    elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and 0 <= step < len(node.value):
+        return node.value[step], node.value[step].start_mark
+    return None
+
+
+def _inside(document: Document, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """A pydantic location without the steps it adds for unions and validators, which the file does not hold (the last step may be a missing key)."""
+    node = document._root
+    path: list[str | int] = []
+    for index, step in enumerate(location):
+        found = _child(node, step)
+        if found is not None:
+            node = found[0]
+            path.append(step)
+        elif index == len(location) - 1 and isinstance(node, yaml.MappingNode) and isinstance(step, str) and "[" not in step:
+            path.append(step)
+    return tuple(path)
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    shown = ""
+    for step in path:
+        shown += f"[{step}]" if isinstance(step, int) else f".{step}" if shown else str(step)
+    return shown
+
+
+def _say(item: Any) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            return "is not a known key; see docs/reference/configuration.md for those that are"
+        case "missing":
+            return "is missing; it must be given"
+        case "value_error":
+            return str(context.get("error", item["msg"]))
+        case _:
+            message: str = item["msg"]
+            return message[:1].lower() + message[1:]

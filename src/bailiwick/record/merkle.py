@@ -1,0 +1,1 @@
+"""Merkle: being built."""
