@@ -7,27 +7,16 @@ data); then the leased values are added. Framing is the caller's: it writes `Con
 
 import base64
 import binascii
-import re
 from collections.abc import Sequence
 
 from bailiwick.broker.messages import LeaseUse
+from bailiwick.broker.template import HOP_BY_HOP, READ_BY, checked, is_field_name
 from bailiwick.kernel.errors import BackendError, Conflict
 
 Fields = tuple[tuple[bytes, bytes], ...]  # in order; names in lower case
 
 # What a client that insists on a credential of its own is given in its place. A field that carries it is dropped, whatever its name.
-PLACEHOLDER = "bailiwick-leased-credential"
-
-# RFC 9110 7.6.1, RFC 9112, and the older ones that clients still send.
-_HOP_BY_HOP = frozenset(
-    {
-        b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"transfer-encoding",
-        b"upgrade", b"http2-settings",
-    }
-)  # fmt: skip
-
-# `Connection` may not name fields meant for every recipient (RFC 9110 7.6.1): without these the upstream would read another request than was decided.
-_NOT_FOR_CONNECTION = frozenset({b"host", b"content-length", b"content-type", b"content-encoding"})
+PLACEHOLDER = "bailiwick-lends-this-key"
 
 # Where widely used APIs look for a credential. An agent holds none, so one that arrives is a placeholder, a mistake or somebody else's.
 CREDENTIAL_FIELDS = frozenset(
@@ -38,9 +27,6 @@ CREDENTIAL_FIELDS = frozenset(
     }
 )  # fmt: skip
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
-_NOT_IN_A_VALUE = re.compile(rb"[^\t\x20-\x7e\x80-\xff]")
-
 
 def strip_and_inject(fields: Sequence[tuple[bytes, bytes]], uses: Sequence[LeaseUse]) -> Fields:
     """The fields to forward. Raises Conflict when two leases fill one field, BackendError when a value cannot stand in a field; neither holds a value."""
@@ -50,7 +36,7 @@ def strip_and_inject(fields: Sequence[tuple[bytes, bytes]], uses: Sequence[Lease
         if name in injected:
             raise Conflict(f"two leases fill the field {use.field!r}; an agent may use one credential for a field of a host")
         injected[name] = value
-    dropped = _HOP_BY_HOP | CREDENTIAL_FIELDS | injected.keys() | (_named_by_connection(fields) - _NOT_FOR_CONNECTION)
+    dropped = HOP_BY_HOP | CREDENTIAL_FIELDS | injected.keys() | (_named_by_connection(fields) - READ_BY)
     placeholder = PLACEHOLDER.encode()
     kept = tuple((name, value) for name, value in fields if name.lower() not in dropped and placeholder not in value)
     return kept + tuple(injected.items())
@@ -66,13 +52,9 @@ def _named_by_connection(fields: Sequence[tuple[bytes, bytes]]) -> frozenset[byt
 
 
 def _checked(use: LeaseUse) -> tuple[bytes, bytes]:
-    name = use.field.encode("ascii", "replace").lower()
-    if not _TOKEN.fullmatch(name):
+    if not is_field_name(use.field):
         raise BackendError(f"credential {use.credential!r} is for the field {use.field!r}; must be a header field name (RFC 9110)")
-    value = _decoded(use, use.value)
-    if _NOT_IN_A_VALUE.search(value) or value != value.strip():
-        raise BackendError(f"credential {use.credential!r} cannot stand in the field {use.field!r}: it holds a control character, or white space at an end")
-    return name, value
+    return use.field.lower().encode(), checked(_decoded(use, use.value), field=use.field, credential=use.credential)
 
 
 def _decoded(use: LeaseUse, text: str) -> bytes:
