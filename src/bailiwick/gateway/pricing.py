@@ -154,7 +154,7 @@ _OPENAI: Final = (
 _TABLE: Final = tuple(
     _Row(provider, model, since, price) for provider, rows in (("anthropic", _ANTHROPIC), ("openai", _OPENAI)) for model, since, price in rows
 )
-_TIERS: Final = {"priority": 2}  # costs at most twice; `flex` and `batch` cost half, and are not credited
+_TIERS: Final = {"priority": 2, "fast": 6}  # at most so many times the price; `flex` and `batch` cost half, and are not credited
 
 
 @lru_cache(maxsize=512)
@@ -182,19 +182,24 @@ def cost_microusd(provider: str, model: str, usage: Priced, *, on: date | None =
     return _rounded_up(thousandths * _TIERS.get(usage.service_tier or "", 1))
 
 
-def ceiling_microusd(provider: str, model: str, input_tokens: int, output_tokens: int) -> int:
-    """What a call of so many tokens costs at the very most: nothing cached, all of it written to the cache, the dearest tier; for an unknown model at
-    the dearest price of the provider, for an unknown provider at the dearest of all."""
+def ceiling_microusd(provider: str, model: str, input_tokens: int, output_tokens: int, *, service_tier: str | None = None) -> int:
+    """What a call of so many tokens costs at the very most: nothing read from the cache, all of it written there; for an unknown model at the dearest price
+    of the provider, for an unknown provider at the dearest of all. `service_tier` is the call's own wish (ModelCall.service_tier)."""
     price = price_of(provider, model)
     if price is None:
-        rows = [row.price for row in _TABLE if row.provider == provider] or [row.price for row in _TABLE]
-        every = rows + [row.long for row in rows if row.long is not None]
-        dearest_input, dearest_output = max(p.dearest_input for p in every), max(p.output for p in every)
+        dearest_input, dearest_output = _dearest(provider)
     else:
         if price.long is not None and price.long_from is not None and input_tokens > price.long_from:
             price = price.long
         dearest_input, dearest_output = price.dearest_input, price.output
-    return _rounded_up(max(_TIERS.values()) * (input_tokens * dearest_input + output_tokens * dearest_output))
+    return _rounded_up(_TIERS.get(service_tier or "", 1) * (input_tokens * dearest_input + output_tokens * dearest_output))
+
+
+@lru_cache(maxsize=8)
+def _dearest(provider: str) -> tuple[int, int]:
+    rows = [row.price for row in _TABLE if row.provider == provider] or [row.price for row in _TABLE]
+    every = rows + [row.long for row in rows if row.long is not None]
+    return max(price.dearest_input for price in every), max(price.output for price in every)
 
 
 def _rounded_up(thousandths: int) -> int:

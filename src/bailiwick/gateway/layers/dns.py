@@ -107,6 +107,8 @@ def _decide(question: _Question, names: NameTable) -> tuple[Rcode, bytes | None,
         pointed = _pointed(question.labels, names)
         return (Rcode.NXDOMAIN if pointed is None else Rcode.NOERROR), pointed, None, False, None
     try:
+        if any(b"." in label for label in question.labels):  # one label that reads as several names another host (RFC 1035, section 5.1)
+            raise InvalidName("a label holds a dot")
         name = b".".join(question.labels).decode("ascii")
         known = name in names
         address = names.address_of(name)

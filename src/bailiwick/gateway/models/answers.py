@@ -35,8 +35,9 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelUsage:
-    """`input_tokens` holds the cached ones and those written to the cache, `cache_write_tokens` those written for an hour. A number that nobody told is None, but for `output_tokens`, which is then
-    estimated from what was written, with `estimated` set. `complete` is whether the answer ended as its endpoint ends one."""
+    """`input_tokens` holds the cached ones and those written to the cache; `cache_write_tokens` holds those written for an hour. A number that nobody told
+    is None, but for `output_tokens`, which is then estimated from what was written, with `estimated` set. `complete` is whether the answer ended as its
+    endpoint ends one."""
 
     model: str | None = None
     input_tokens: int | None = None
@@ -320,6 +321,8 @@ class _Messages(AnswerReader):
         self.note("output", numbers.get("output_tokens"))  # so far: the last one counts
         self.note("reasoning", _object(numbers.get("output_tokens_details")).get("thinking_tokens"))
         self.tier = _text(numbers.get("service_tier")) or self.tier
+        if numbers.get("speed") == "fast":
+            self.tier = "fast"
         if "fresh" in self.numbers:
             self.numbers["input"] = sum(self.numbers.get(name, 0) for name in ("fresh", "cached", "cache_write"))
 

@@ -41,12 +41,15 @@ _MODEL = re.compile(r"[\x21-\x7e]+")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCall:
     """`input_tokens_ceiling` bounds what the provider can count for this body (a token is at least a byte of it); `output_tokens_ceiling` is what was
-    asked for at most, for all choices together. `arguments` is what an approver sees: JSON without floats."""
+    asked for at most, for all choices together, or, with `output_stated` false, what models write at most. `service_tier` is a wish that changes the
+    price. `arguments` is what an approver sees: JSON without floats."""
 
     model: str
     stream: bool
     input_tokens_ceiling: int
     output_tokens_ceiling: int
+    output_stated: bool = True
+    service_tier: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -73,12 +76,16 @@ def read_call(endpoint: str, body: bytes) -> ModelCall:
         case _:
             raise CallerError(f"endpoint {endpoint!r} is unknown; must be {CHAT_COMPLETIONS}, {RESPONSES}, {MESSAGES} or {EMBEDDINGS}")
     media = _media(call)
+    tier = "fast" if call.get("speed") == "fast" else _word(call, "service_tier")
+    shown = shown | {"service_tier": tier, "media": media or None}
     return ModelCall(
         model=model,
         stream=_flag(call, "stream"),
         input_tokens_ceiling=min(len(body) + media * _MEDIA_TOKENS_MAX, TOKENS_MAX),
         output_tokens_ceiling=limit,
-        arguments={name: value for name, value in (shown | {"media": media or None}).items() if value not in (None, [], ())},
+        output_stated=limit == 0 or ("max_output_tokens" in shown and shown["max_output_tokens"] is not None),
+        service_tier=tier,
+        arguments={name: value for name, value in shown.items() if value not in (None, [], ())},
     )
 
 
