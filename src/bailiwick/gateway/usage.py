@@ -10,8 +10,10 @@ from collections.abc import Callable
 import msgspec
 
 from bailiwick.gateway.layers.sse import EventStream, ServerEvent
-from bailiwick.gateway.models.answers import READERS, ModelUsage
+from bailiwick.gateway.models.answers import READERS, ModelUsage, ToolCall
 from bailiwick.kernel import limits
+
+__all__ = ["ModelUsage", "ToolCall", "UsageTap"]
 
 
 class UsageTap:
