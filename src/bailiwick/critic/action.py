@@ -30,7 +30,8 @@ class Verb(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpResource:
     """`host` is the verified destination, lower case, without a trailing dot; `path` is as sent, with unreserved escapes undone and without its query.
-    `ambiguous` says that two servers may read the path differently (encoded slash, empty segment, backslash): no rule with a path matches it."""
+    `ambiguous` says that two servers may read the path differently (encoded slash, empty segment, backslash): no rule with a path grants it, and every
+    rule with a path that denies or holds matches it."""
 
     scheme: str
     host: str
