@@ -79,7 +79,7 @@ class EventStream:
             self._skipping = False
             self._spoilt = True  # the event that this line was part of is not whole
             return
-        line = part if len(self._rest) < 2 else "".join(self._rest)
+        line = "".join(self._rest)
         self._rest, self._rest_size = [], 0
         if not line:
             self._dispatch(events)

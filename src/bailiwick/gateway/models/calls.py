@@ -35,6 +35,7 @@ CHOICES_MAX = 128  # OpenAI's bound on `n`
 DEPTH_MAX = 200
 TOOLS_SHOWN_MAX = 256
 _MEDIA_TOKENS_MAX = 20_000  # a picture or file that is named by URL or id: its tokens do not stand in the body
+_SLASHES = re.compile("//+")
 _MODEL = re.compile(r"[\x21-\x7e]+")
 
 
@@ -54,8 +55,11 @@ class ModelCall:
 
 
 def endpoint_of(dialect: str, method: str, path: str) -> str | None:
-    """The endpoint of a model call; None for everything else at a provider (listing models, counting tokens, files), which is plain HTTP."""
-    return _ENDPOINTS.get(dialect, {}).get(path) if method == "POST" else None
+    """The endpoint of a model call; None for everything else at a provider (listing models, counting tokens, files), which is plain HTTP. `path` is in
+    its normal form (actions.normalise_path); a slash too many, which some servers forgive, does not make another endpoint of it."""
+    if method != "POST":
+        return None
+    return _ENDPOINTS.get(dialect, {}).get(_SLASHES.sub("/", path).rstrip("/"))
 
 
 def read_call(endpoint: str, body: bytes) -> ModelCall:
