@@ -34,7 +34,14 @@ OUTPUT_TOKENS_DEFAULT = 128_000  # the largest output of current models: what a 
 CHOICES_MAX = 128  # OpenAI's bound on `n`
 DEPTH_MAX = 200
 TOOLS_SHOWN_MAX = 256
-_MEDIA_TOKENS_MAX = 20_000  # a picture or file that is named by URL or id: its tokens do not stand in the body
+# Tokens of a part that its bytes in the body do not bound. Pictures: the largest grids of current models, with room. Documents and recordings: 100 pages at
+# the 3,000 tokens a page that Anthropic's PDF guide gives as the most.
+IMAGE_TOKENS_MAX = 20_000
+DOCUMENT_TOKENS_MAX = 300_000
+_IMAGES = frozenset({"image", "image_url", "input_image", "computer_screenshot"})
+_DOCUMENTS = frozenset({"document", "file", "input_file", "input_audio", "audio", "video", "container_upload"})
+_OWN_OVERHEAD_TOKENS = 1_000  # what providers put before a prompt (tool instructions) and around messages
+_BASE64 = re.compile(r"(?:data:[a-z]+/[a-z0-9.+-]+;base64,)?[A-Za-z0-9+/_=-]*")
 _SLASHES = re.compile("//+")
 _MODEL = re.compile(r"[\x21-\x7e]+")
 
@@ -42,14 +49,16 @@ _MODEL = re.compile(r"[\x21-\x7e]+")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCall:
     """`input_tokens_ceiling` bounds what the provider can count for this body (a token is at least a byte of it); `output_tokens_ceiling` is what was
-    asked for at most, for all choices together, or, with `output_stated` false, what models write at most. `service_tier` is a wish that changes the
-    price. `arguments` is what an approver sees: JSON without floats."""
+    asked for at most, for all choices together, or, with `output_stated` false, what models write at most. `stored_context` says that the provider adds
+    what it stores (an earlier response, a conversation, a prompt), which no body bounds; nor does one bound what the provider's own tools read.
+    `service_tier` is a wish that changes the price. `arguments` is what an approver sees: JSON without floats."""
 
     model: str
     stream: bool
     input_tokens_ceiling: int
     output_tokens_ceiling: int
     output_stated: bool = True
+    stored_context: bool = False
     service_tier: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,15 +88,17 @@ def read_call(endpoint: str, body: bytes) -> ModelCall:
             limit, shown = 0, {"inputs": _count(call, "input", (str, list))}
         case _:
             raise CallerError(f"endpoint {endpoint!r} is unknown; must be {CHAT_COMPLETIONS}, {RESPONSES}, {MESSAGES} or {EMBEDDINGS}")
-    media = _media(call)
+    images, documents, inline = _media(call)
+    unbounded = images * IMAGE_TOKENS_MAX + documents * DOCUMENT_TOKENS_MAX
     tier = "fast" if call.get("speed") == "fast" else _word(call, "service_tier")
-    shown = shown | {"service_tier": tier, "media": media or None}
+    shown = shown | {"service_tier": tier, "images": images or None, "documents": documents or None}
     return ModelCall(
         model=model,
         stream=_flag(call, "stream"),
-        input_tokens_ceiling=min(len(body) + media * _MEDIA_TOKENS_MAX, TOKENS_MAX),
+        input_tokens_ceiling=min(len(body) - inline + unbounded + _OWN_OVERHEAD_TOKENS, TOKENS_MAX),
         output_tokens_ceiling=limit,
         output_stated=limit == 0 or ("max_output_tokens" in shown and shown["max_output_tokens"] is not None),
+        stored_context="stored_context" in shown and shown["stored_context"] is not None,
         service_tier=tier,
         arguments={name: value for name, value in shown.items() if value not in (None, [], ())},
     )
@@ -117,7 +128,7 @@ def _responses(call: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         "max_output_tokens": asked,
         "tools": _tools(call, "tools", "openai"),
         "reasoning_effort": _word(reasoning, "effort"),
-        "previous_response": True if call.get("previous_response_id") or call.get("conversation") else None,  # its tokens count as input again
+        "stored_context": True if any(call.get(name) for name in ("previous_response_id", "conversation", "prompt")) else None,
         "background": True if _flag(call, "background") else None,
     }
     return OUTPUT_TOKENS_DEFAULT if asked is None else asked, shown
@@ -163,21 +174,38 @@ def _tools(call: dict[str, Any], name: str, shape: Literal["openai", "anthropic"
     return [*shown[:TOOLS_SHOWN_MAX], *([f"(and {len(shown) - TOOLS_SHOWN_MAX} more)"] if len(shown) > TOOLS_SHOWN_MAX else [])]
 
 
-def _media(call: dict[str, Any]) -> int:
-    """How many parts of the input are named by URL or id instead of standing in the body."""
-    found, stack = 0, [call.get("messages"), call.get("input"), call.get("system")]
+def _media(call: dict[str, Any]) -> tuple[int, int, int]:
+    """Pictures, documents, and the bytes of pictures that stand in the body (their tokens are bounded by the picture, not by those)."""
+    images = documents = inline = 0
+    stack: list[Any] = [call.get("messages"), call.get("input"), call.get("system")]
     while stack:
-        match stack.pop():
-            case dict() as item:
-                kind = item.get("type")
-                if isinstance(kind, str) and any(word in kind for word in ("image", "file", "document", "audio", "video", "url")):
-                    found += 1
+        item = stack.pop()
+        if isinstance(item, list):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            kind = item.get("type")
+            if not isinstance(kind, str):
                 stack.extend(item.values())
-            case list() as items:
-                stack.extend(items)
-            case _:
-                continue
-    return found
+            elif kind in _IMAGES:
+                images += 1
+                inline += sum(map(len, _encoded(item)))
+            elif kind in _DOCUMENTS and not (kind == "document" and _is_plain(item.get("source"))):
+                documents += 1
+            else:
+                stack.extend(item.values())
+    return images, documents, inline
+
+
+def _is_plain(source: Any) -> bool:
+    """Text that stands in the body is bounded by it."""
+    return isinstance(source, dict) and source.get("type") in ("text", "content")
+
+
+def _encoded(part: dict[str, Any]) -> list[str]:
+    """The base64 of a picture, in the fields where the providers expect it."""
+    nested = [value for value in part.values() if isinstance(value, dict)]
+    texts = [holder.get(name) for holder in (part, *nested) for name in ("url", "image_url", "data")]
+    return [text for text in texts if isinstance(text, str) and _BASE64.fullmatch(text)]
 
 
 def _parse(body: bytes) -> dict[str, Any]:
