@@ -25,7 +25,7 @@ class SubscribeEvents(Message, frozen=True):
 
 
 class EventsCommitted(Message, frozen=True):
-    """Leaves as hashed (`record.recorder.leaf`), from sequence number `first` on."""
+    """Leaves as hashed (`record.leaf`), from sequence number `first` on."""
 
     first: int
     leaves: list[str]
