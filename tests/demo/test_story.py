@@ -2,11 +2,15 @@ import os
 import stat
 from pathlib import Path
 
+import pydantic
 import yaml
 
+from bailiwick.broker.configuration import CredentialConfiguration
 from bailiwick.cli.demo import story
 from bailiwick.cli.demo.world import Doors, Keys
-from bailiwick.critic.rules import ApproverGroup, ModelRules, Rule, check
+from bailiwick.critic.boundary import compile_boundary
+from bailiwick.critic.rules import ApproverGroup
+from bailiwick.governor.configuration import Agent
 
 DOORS = Doors(model=1001, configuration=1002, stranger_http=1003, stranger_https=1004, stranger_udp=1005, journals=1006, ca="-----BEGIN CERTIFICATE-----\n")
 
@@ -38,11 +42,15 @@ def test_it_may_be_prepared_again(keys: Keys, tmp_path: Path) -> None:
     assert yaml.safe_load(again.configuration.read_text())["approvers"]["oncall"]["operators"] == ['b"o']
 
 
-def test_the_boundary_is_one_the_critic_takes(keys: Keys, tmp_path: Path) -> None:
-    """The demo's boundary has no finding."""
+def test_the_product_takes_it(keys: Keys, tmp_path: Path) -> None:
+    """Agent, credentials, boundary and policies are read by the rooms they are for, without a finding."""
     setting = story.prepare(tmp_path, DOORS, keys, approver="ana")
     written = yaml.safe_load(setting.configuration.read_text())
-    agent = written["agents"][setting.agent]
-    rules = [Rule(**rule) for rule in agent["boundary"]]
-    groups = {name: ApproverGroup.model_validate(group | {"expires": 600.0}) for name, group in written["approvers"].items()}
-    assert check(setting.agent, rules, ModelRules(**agent["models"]), groups) == []
+    agent = Agent.model_validate(written["agents"][setting.agent])
+    credentials = pydantic.TypeAdapter(dict[str, CredentialConfiguration]).validate_python(written["credentials"])
+    assert {use.use for use in agent.credentials} == set(credentials)
+    groups = pydantic.TypeAdapter(dict[str, ApproverGroup]).validate_python(written["approvers"])
+    policies = {path.name: path.read_text() for path in (tmp_path / "policies").iterdir()}
+    boundary = compile_boundary(setting.agent, agent.boundary, agent.models, groups, policies=policies)
+    assert boundary.hosts == ["config.internal"]
+    assert "demo/production-is-never-deleted" in {policy.id for policy in boundary.policies}

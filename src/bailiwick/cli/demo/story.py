@@ -56,6 +56,13 @@ credentials:
   openai-key: {{source: environment, variable: {key_variable}, ttl: 15m}}
 """
 
+_POLICY = """\
+// A policy of the operator's own, beside those made from the boundary: whatever a boundary says, production is never deleted.
+@id("demo/production-is-never-deleted")
+forbid (principal, action in [Action::"http.delete"], resource == Host::"{config_host}")
+  when {{ context.ambiguous || context.path like "/v1/production/*" }};
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -78,7 +85,9 @@ def prepare(directory: Path, doors: Doors, keys: Keys, *, approver: str, python:
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir()
     shutil.copyfile(_PROGRAM, workspace / "deployer.py")
-    (directory / "policies").mkdir(exist_ok=True)
+    policies = directory / "policies"
+    policies.mkdir(exist_ok=True)
+    (policies / "production.cedar").write_text(_POLICY.format(config_host=configuration_service.NAME))
     (directory / "ca.pem").write_text(doors.ca)
     token = directory / "secrets" / "config-token"
     token.parent.mkdir(mode=0o700, exist_ok=True)

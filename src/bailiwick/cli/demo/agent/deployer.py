@@ -61,7 +61,7 @@ def reason(raw: bytes) -> str:
     """What a refusal says: problem+json (RFC 9457) when it is that, else its beginning."""
     try:
         problem = json.loads(raw)
-        said = [str(problem[key]) for key in ("title", "detail", "reason") if problem.get(key)]
+        said = [str(part) for part in (problem.get("title"), problem.get("reason") or problem.get("detail")) if part]
         if problem.get("retry"):
             said.append(f"retry: {problem['retry']}")
         return "; ".join(dict.fromkeys(said)) or raw[:200].decode(errors="replace")
