@@ -58,6 +58,8 @@ class UsageTap:
         if self._events is None and self._problem is None:
             self._whole()
         problem = self._problem or reader.problem
+        if problem is None and self._events is not None and self._events.dropped:
+            problem = f"{self._events.dropped} events of the answer were too large to be read"
         if problem is None and not reader.done:
             problem = "the answer ended before its last event" if self._events is not None else "the answer is not one of its endpoint"
         return reader.usage(complete=reader.done and problem is None, problem=problem)
@@ -79,7 +81,7 @@ class UsageTap:
             self._problem = "the answer is empty"
             return
         try:
-            value = msgspec.json.decode(self._buffer)
+            value = self._reader.parse(bytes(self._buffer))
         except (msgspec.DecodeError, RecursionError) as error:
             self._problem = f"the answer is not JSON: {error}"
             return

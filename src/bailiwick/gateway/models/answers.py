@@ -92,10 +92,16 @@ class AnswerReader:
         self.calls: dict[Any, _Call] = {}
 
     def event(self, value: dict[str, Any]) -> None:
+        """One event of a stream."""
         raise NotImplementedError
 
     def whole(self, value: dict[str, Any]) -> None:
+        """The body of an answer that is no stream."""
         raise NotImplementedError
+
+    def parse(self, body: bytes) -> Any:
+        """The body as values; msgspec.DecodeError, RecursionError."""
+        return msgspec.json.decode(body)
 
     def usage(self, *, complete: bool, problem: str | None) -> ModelUsage:
         told = self.numbers.get("output")
@@ -327,7 +333,21 @@ class _Messages(AnswerReader):
             self.numbers["input"] = sum(self.numbers.get(name, 0) for name in ("fresh", "cached", "cache_write"))
 
 
+class _EmbeddingsShape(msgspec.Struct):
+    """What is looked at, so that megabytes of vectors are passed over and not made into numbers."""
+
+    model: Any = None
+    usage: Any = None
+    error: Any = None
+    data: msgspec.Raw = msgspec.Raw(b"")
+
+
 class _Embeddings(AnswerReader):
+    def parse(self, body: bytes) -> Any:
+        shape = msgspec.json.decode(body, type=_EmbeddingsShape)
+        listed: list[Any] | None = [] if bytes(shape.data).startswith(b"[") else None
+        return {"model": shape.model, "usage": shape.usage, "data": listed} | ({"error": shape.error} if shape.error else {})
+
     def event(self, value: dict[str, Any]) -> None:
         self.whole(value)
 

@@ -97,8 +97,8 @@ def read_call(endpoint: str, body: bytes) -> ModelCall:
         stream=_flag(call, "stream"),
         input_tokens_ceiling=min(len(body) - inline + unbounded + _OWN_OVERHEAD_TOKENS, TOKENS_MAX),
         output_tokens_ceiling=limit,
-        output_stated=limit == 0 or ("max_output_tokens" in shown and shown["max_output_tokens"] is not None),
-        stored_context="stored_context" in shown and shown["stored_context"] is not None,
+        output_stated=limit == 0 or shown.get("max_output_tokens") is not None,
+        stored_context=bool(shown.get("stored_context")),
         service_tier=tier,
         arguments={name: value for name, value in shown.items() if value not in (None, [], ())},
     )
