@@ -62,7 +62,7 @@ class ConfigurationService:
         values: Mapping[str, str] | None = None,
         tickets: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
-        port: int = 0,
+        address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self._token = token
         self._tickets = dict(tickets or {})
@@ -70,7 +70,7 @@ class ConfigurationService:
         self._versions = 1
         self._arrivals: list[Arrival] = []
         self._lock = threading.Lock()  # one request at a time sees and changes values and journal
-        self.server = Server(self._answer, tls=tls, port=port)
+        self.server = Server(self._answer, tls=tls, address=address)
 
     @property
     def port(self) -> int:

@@ -67,7 +67,7 @@ class ModelServer:
         scripts: Mapping[str, Script] | None = None,
         default: Script | None = None,
         tls: ssl.SSLContext | None = None,
-        port: int = 0,
+        address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self._key = key
         self._scripts = dict(scripts or {})
@@ -76,7 +76,7 @@ class ModelServer:
         self._requests: list[Request] = []
         self._known: OrderedDict[str, Conversation] = OrderedDict()
         self._lock = threading.Lock()  # keeps `_seen`, `_requests`, `_known`
-        self.server = Server(self._answer, tls=tls, port=port)
+        self.server = Server(self._answer, tls=tls, address=address)
 
     @property
     def port(self) -> int:

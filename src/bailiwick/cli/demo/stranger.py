@@ -22,7 +22,7 @@ class Stranger:
         self._names = names or ("127.0.0.1",)
         self._plain = Server(_thank)
         self._secure = Server(_thank, tls=authority.server_context(*self._names))
-        self._datagrams = _DatagramCounter()
+        self._datagrams = DatagramCounter()
         self._ignored = 0
 
     @property
@@ -83,15 +83,17 @@ def _thank(_: Request) -> Response:
     return Response.json(200, {"thanks": "for everything"})
 
 
-class _DatagramCounter:
-    def __init__(self) -> None:
+class DatagramCounter:
+    """A context manager that answers every datagram and counts it in `received`."""
+
+    def __init__(self, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self.received = 0
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(address)
         self.port: int = self._socket.getsockname()[1]
         self._thread = threading.Thread(target=self._receive, name=f"udp:{self.port}", daemon=True)
 
-    def __enter__(self) -> "_DatagramCounter":
+    def __enter__(self) -> "DatagramCounter":
         self._thread.start()
         return self
 

@@ -65,9 +65,9 @@ Handler = Callable[[Request], Response]
 class Server:
     """Serves from `__enter__` to `__exit__`; `port` is known at once. `connections` counts what was accepted, before a byte was read."""
 
-    def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self.stopping = threading.Event()
-        self._listener = _Listener(handler, tls, (address, port), self.stopping)
+        self._listener = _Listener(handler, tls, address, self.stopping)
         self.port: int = self._listener.server_address[1]
         self._thread = threading.Thread(target=self._listener.serve_forever, kwargs={"poll_interval": 0.05}, name=f"http:{self.port}", daemon=True)
 
@@ -90,12 +90,12 @@ class Server:
 class _Listener(http.server.ThreadingHTTPServer):
     daemon_threads = False  # so that server_close waits for them
     request_queue_size = 128
-    address_family = socket.AF_INET
 
     def __init__(self, handler: Handler, tls: ssl.SSLContext | None, address: tuple[str, int], stopping: threading.Event) -> None:
         self.handler = handler
         self.stopping = stopping
         self.accepted = 0
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._tls = tls
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()  # keeps `_open` and `accepted`

@@ -1,8 +1,8 @@
 # ruff: noqa: T201, S310 - an ordinary program: it talks on its standard output and opens the URL it is told
 """An agent that deploys configuration: an ordinary program around a model with five tools. Usage: python deployer.py "the task"
 
-It takes its model from OPENAI_API_KEY and OPENAI_BASE_URL, as the official client does, and the configuration service from CONFIG_URL. It believes
-what it reads, and when something refuses it, it says so and goes on.
+It takes its model from OPENAI_API_KEY and OPENAI_BASE_URL, as the official client does, and the configuration service from CONFIG_URL and, if it has
+one, CONFIG_TOKEN. It believes what it reads, and when something refuses it, it says so and goes on.
 """
 
 import json
@@ -19,6 +19,7 @@ import openai
 
 MODEL = os.environ.get("DEPLOYER_MODEL", "gpt-5.2")
 CONFIG_URL = os.environ.get("CONFIG_URL", "https://config.internal")
+CONFIG_TOKEN = os.environ.get("CONFIG_TOKEN")
 STEPS_MAX = 20
 WRITE_SECONDS_MAX = 900  # somebody may have to be asked
 READ_SECONDS_MAX = 30
@@ -44,9 +45,15 @@ TOOLS: list[Any] = [
 ]
 
 
-def fetch(method: str, url: str, body: bytes | None = None, content_type: str = "application/json", seconds_max: int = READ_SECONDS_MAX) -> str:
+def configuration(method: str, path: str, value: str | None = None) -> str:
+    fields = {"content-type": "application/json"} | ({"authorization": f"Bearer {CONFIG_TOKEN}"} if CONFIG_TOKEN else {})
+    body = None if value is None else json.dumps({"value": value}).encode()
+    return fetch(method, f"{CONFIG_URL}/v1/{path}", body, fields, READ_SECONDS_MAX if value is None else WRITE_SECONDS_MAX)
+
+
+def fetch(method: str, url: str, body: bytes | None, fields: dict[str, str], seconds_max: int = READ_SECONDS_MAX) -> str:
     """What the server says, as one line that starts with `ok`, `refused` or `failed`."""
-    request = urllib.request.Request(url, body, {"content-type": content_type}, method=method)
+    request = urllib.request.Request(url, body, fields, method=method)
     try:
         with urllib.request.urlopen(request, timeout=seconds_max) as answer:
             return f"ok {answer.status}: {answer.read().decode()}"
@@ -108,14 +115,13 @@ def talk(line: socket.socket, host: str) -> str:
 def use(name: str, arguments: dict[str, Any]) -> str:
     match name:
         case "read_ticket":
-            return fetch("GET", f"{CONFIG_URL}/v1/tickets/{arguments['id']}")
+            return configuration("GET", f"tickets/{arguments['id']}")
         case "read_config":
-            return fetch("GET", f"{CONFIG_URL}/v1/{arguments['environment']}/{arguments['key']}")
+            return configuration("GET", f"{arguments['environment']}/{arguments['key']}")
         case "write_config":
-            body = json.dumps({"value": arguments["value"]}).encode()
-            return fetch("PUT", f"{CONFIG_URL}/v1/{arguments['environment']}/{arguments['key']}", body, seconds_max=WRITE_SECONDS_MAX)
+            return configuration("PUT", f"{arguments['environment']}/{arguments['key']}", arguments["value"])
         case "http_post":
-            return fetch("POST", arguments["url"], arguments["text"].encode(), "text/plain")
+            return fetch("POST", arguments["url"], arguments["text"].encode(), {"content-type": "text/plain"})
         case "dial":
             return dial(arguments["host"], arguments["port"], arguments["protocol"])
         case _:
