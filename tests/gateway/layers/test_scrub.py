@@ -37,6 +37,8 @@ def echoes(secret: bytes) -> list[bytes]:
         secret.hex().encode(),
         secret.hex().upper().encode(),
         urllib.parse.quote(secret, safe="").encode(),
+        urllib.parse.quote(base64.b64encode(b"user:" + secret)).encode(),
+        json.dumps(base64.b64encode(b"user:" + secret).decode()).replace("/", "\\/").encode(),
         urllib.parse.quote(secret).encode(),
         urllib.parse.quote_plus(secret).encode(),
         "".join(f"%{byte:02x}" for byte in secret).encode(),
@@ -90,6 +92,14 @@ def test_nothing_is_held_back_that_cannot_become_a_secret() -> None:
     assert scrubber.feed(TOKEN[10:]) == REPLACEMENT
     assert scrubber.finish() == b""
     assert scrubber.found == 1
+
+
+def test_a_field_value_and_the_secret_in_it() -> None:
+    """The value of the injected field and the secret alone are both looked for; the longer one goes whole, and looking for it costs nothing more."""
+    both, alone = Patterns([TOKEN, b"Bearer " + TOKEN]), Patterns([TOKEN])
+    assert both._plain == alone._plain
+    assert scrub(both, [b"sent: Bearer " + TOKEN + b"; " + TOKEN]) == b"sent: " + REPLACEMENT + b"; " + REPLACEMENT
+    assert scrub(Patterns([TOKEN, TOKEN + b"-other"]), [TOKEN + b"-ot", b"her"]) == REPLACEMENT
 
 
 def test_head_values_are_replaced_whole() -> None:

@@ -44,6 +44,8 @@ def _base64(secret: bytes) -> Iterable[bytes]:
         core = whole[first:last]
         yield core
         yield core.translate(bytes.maketrans(b"+/", b"-_"))
+        yield core.replace(b"/", b"\\/")  # in JSON, by writers that escape slashes
+        yield quote_from_bytes(core, safe="").encode()
 
 
 def _percent(secret: bytes) -> Iterable[bytes]:
@@ -66,7 +68,8 @@ def _json(secret: bytes) -> Iterable[bytes]:
         form = json.dumps(plain, ensure_ascii=ascii_only)[1:-1].encode()
         yield form
         yield form.replace(b"/", b"\\/")
-        yield re.sub(rb"[<>&'=+]", lambda character: b"\\u%04x" % ord(character[0]), form)  # what HTML-safe writers (Go, Rails, .NET) escape
+        for escape in (b"\\u%04x", b"\\u%04X"):  # what HTML-safe writers escape (Go, Rails; .NET)
+            yield re.sub(rb"[<>&'=+`]", lambda character, escape=escape: escape % ord(character[0]), form)  # type: ignore[misc]
 
 
 def _html(secret: bytes) -> Iterable[bytes]:
@@ -83,8 +86,9 @@ class Patterns:
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         self._forms = sorted({form for secret in secrets if secret for form in encodings(secret)}, key=lambda form: (-len(form), form))
-        self._plain = [form for form in self._forms if not any(gate in form for gate in _GATES)]
-        self._gated = [(gate, [form for form in self._forms if gate in form]) for gate in _GATES]
+        least = [form for form in self._forms if not any(other in form for other in self._forms if len(other) < len(form))]  # enough to notice any
+        self._plain = [form for form in least if not any(gate in form for gate in _GATES)]
+        self._gated = [(gate, [form for form in least if gate in form]) for gate in _GATES]
         self._pattern: re.Pattern[bytes] | None = None
         self._starts: re.Pattern[bytes] | None = None
         self.longest = max(map(len, self._forms), default=0)
@@ -172,7 +176,7 @@ class Scrubber:
     def finish(self) -> bytes:
         """The rest, once the answer has ended."""
         rest, self._held = self._held, b""
-        return self.value(rest)
+        return self.value(rest) if rest else rest
 
     def value(self, data: bytes) -> bytes:
         """A whole value at once: a field of a head."""
