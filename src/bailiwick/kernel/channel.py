@@ -1,69 +1,41 @@
 """Typed, versioned messages between our processes over a unix socket, with the peer's credentials and passed descriptors.
 
-A frame is a length (4 bytes, big endian) and that many bytes of JSON: `{"id", "kind", "fds", "body"}`. `kind` is `hello`, `call`, `tell`, `reply` or
-`failure`. The first frame of each end is `hello` and names service and version; a stranger is refused by name. Bodies are tagged structs that
-the service declares; an unknown type or field, a frame too large, a descriptor too many ends the connection with a `PeerError` that says which.
-
-`Framer` is the protocol without I/O (driven by the recorder's own loop and by the fuzzer); `Channel` is both ends for everybody else.
+`kernel.framing` says what is on the wire; here are both ends of a connection, and the loop that accepts them. A peer that breaks the protocol loses its
+connection; a handler that breaks loses it too, and says why on standard error. Neither ends the process.
 """
 
+import array
 import contextlib
+import errno
+import logging
 import math
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import anyio
 import anyio.abc
-import msgspec
 
 from bailiwick.kernel import limits
-from bailiwick.kernel.errors import BailiwickError, CallerError, Conflict, Forbidden, NotFound, PeerError
+from bailiwick.kernel.errors import BailiwickError, CallerError, PeerError
+from bailiwick.kernel.framing import Done, Failure, Frame, Framer, Heartbeat, Message, RemoteFailure, Service, raised
 
-_LENGTH = struct.Struct("!I")
+__all__ = [
+    "Channel", "Done", "Failure", "Frame", "Framer", "Handler", "Heartbeat", "Message", "Peer", "Received", "RemoteFailure", "Reply", "Service",
+    "connect", "serve",
+]  # fmt: skip
+
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _READ_BYTES = 256 * 1024
+_CONNECT_RETRY_SECONDS = 0.01
+_ACCEPT_PAUSE_SECONDS = 0.1
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag=str):
-    """Base of what one process says to another. Subclasses are named in the imperative (a request) or the past tense (an answer)."""
-
-
-class Done(Message, frozen=True):
-    """What was asked is done and there is nothing more to say."""
-
-
-class Heartbeat(Message, frozen=True):
-    """From the governor, every limits.HEARTBEAT_SECONDS; who hears none for limits.HEARTBEAT_STALE_SECONDS fails closed."""
-
-    number: int
-
-
-class _Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    service: str
-    version: int
-
-
-class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    code: str
-    message: str
-
-
-class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    kind: Literal["hello", "call", "tell", "reply", "failure"]
-    body: msgspec.Raw
-    id: int = 0
-    fds: int = 0
-
-
-_FAILURES: dict[str, type[BailiwickError]] = {kind.code: kind for kind in (CallerError, NotFound, Conflict, Forbidden, PeerError)}
-
-
-class RemoteFailure(BailiwickError):
-    """The other process answered with a failure that has no class of its own here; `code` is the one it sent."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,105 +51,17 @@ class Peer:
         return cls(*_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
 
 
-class Service:
-    """A protocol between processes: its name, its version, and every message either end may send."""
-
-    def __init__(self, name: str, version: int, messages: Sequence[type[Message]]) -> None:
-        self.name = name
-        self.version = version
-        union: Any = Done | Heartbeat
-        for kind in messages:
-            union = union | kind
-        self._decoder = msgspec.json.Decoder(union)
-
-    def decode(self, raw: bytes | msgspec.Raw) -> Message:
-        try:
-            message: Message = self._decoder.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise PeerError(f"{self.name} message is not understood: {error}") from error
-        return message
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    kind: Literal["call", "tell", "reply", "failure"]
-    id: int
-    fds: int
-    message: Message | Failure
-
-
-class Framer:
-    """One direction's bytes into frames and back, without I/O. `receive` raises PeerError and is then of no further use."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._buffer = bytearray()
-        self._greeted = False
-        self._envelopes = msgspec.json.Decoder(_Envelope)
-
-    def hello(self) -> bytes:
-        return _frame("hello", _Hello(self._service.name, self._service.version))
-
-    @staticmethod
-    def send(kind: Literal["call", "tell", "reply", "failure"], message: Message | Failure, *, id: int = 0, fds: int = 0) -> bytes:
-        return _frame(kind, message, id=id, fds=fds)
-
-    def receive(self, data: bytes) -> list[Frame]:
-        self._buffer += data
-        frames: list[Frame] = []
-        offset = 0
-        while len(self._buffer) - offset >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer, offset)
-            if length > limits.FRAME_BYTES_MAX:
-                raise PeerError(f"{self._service.name} frame of {length} bytes; must be at most {limits.FRAME_BYTES_MAX}")
-            end = offset + _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            frame = self._open(bytes(self._buffer[offset + _LENGTH.size : end]))
-            if frame is not None:
-                frames.append(frame)
-            offset = end
-        del self._buffer[:offset]
-        return frames
-
-    def _open(self, raw: bytes) -> Frame | None:
-        try:
-            envelope = self._envelopes.decode(raw)
-            if not self._greeted:
-                self._greet(envelope)
-                return None
-            if envelope.kind == "failure":
-                return Frame("failure", envelope.id, 0, msgspec.json.decode(envelope.body, type=Failure))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise PeerError(f"{self._service.name} frame is not understood: {error}") from error
-        if envelope.kind == "hello":
-            raise PeerError(f"{self._service.name}: a second hello")
-        if not 0 <= envelope.fds <= limits.DESCRIPTORS_PER_MESSAGE_MAX:
-            raise PeerError(f"{self._service.name} frame announces {envelope.fds} descriptors; must be 0 to {limits.DESCRIPTORS_PER_MESSAGE_MAX}")
-        return Frame(envelope.kind, envelope.id, envelope.fds, self._service.decode(envelope.body))
-
-    def _greet(self, envelope: _Envelope) -> None:
-        if envelope.kind != "hello":
-            raise PeerError(f"{self._service.name}: the first frame is {envelope.kind}; must be hello")
-        hello = msgspec.json.decode(envelope.body, type=_Hello)
-        if (hello.service, hello.version) != (self._service.name, self._service.version):
-            raise PeerError(f"peer speaks {hello.service} {hello.version}; must be {self._service.name} {self._service.version}")
-        self._greeted = True
-
-
-def _frame(kind: Literal["hello", "call", "tell", "reply", "failure"], body: msgspec.Struct, *, id: int = 0, fds: int = 0) -> bytes:
-    raw = msgspec.json.encode(_Envelope(kind, msgspec.Raw(msgspec.json.encode(body)), id, fds))
-    if len(raw) > limits.FRAME_BYTES_MAX:
-        raise CallerError(f"message {type(body).__name__} of {len(raw)} bytes; must be at most {limits.FRAME_BYTES_MAX}", code="too-large")
-    return _LENGTH.pack(len(raw)) + raw
-
-
 @dataclass(frozen=True, slots=True)
 class Received:
     """A message with the descriptors that came with it; the handler owns them and closes what it does not keep."""
 
     message: Message
     descriptors: tuple[int, ...] = ()
+
+    def close(self) -> None:
+        """For who takes no descriptors, or may not keep them."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +73,17 @@ class Reply:
 Handler = Callable[["Channel", Received], Awaitable[Reply | None]]
 
 
-class Channel:
-    """One end of a connection. `run` reads until the peer closes; `call` and `tell` may be used from other tasks meanwhile.
+@dataclass(slots=True)
+class _Waiter:
+    event: anyio.Event
+    outcome: Received | BailiwickError | None = None
 
-    A handler's BailiwickError becomes a failure answer with its code and text; anything else is answered `internal` and raised out of `run`.
+
+class Channel:
+    """One end of a connection. `run` reads until the peer closes; `call` and `tell` may be used from other tasks meanwhile, and before.
+
+    A handler's BailiwickError becomes a failure answer with its code and text. Anything else is our own mistake: it is logged with its traceback, answered
+    `internal`, and the connection is closed.
     """
 
     def __init__(self, sock: socket.socket, service: Service, handler: Handler | None = None) -> None:
@@ -203,9 +94,12 @@ class Channel:
         self._handler = handler
         self._service = service
         self._sending = anyio.Lock()  # a frame and its descriptors leave whole: two tasks may send
+        self._hello: bytes = self._framer.hello()  # leaves before anything else
         self._waiting: dict[int, _Waiter] = {}
         self._next_id = 0
         self._arrived: list[int] = []
+        self._unserved: dict[int, Received] = {}  # whose task has not begun: their descriptors are still ours
+        self._serving = 0
         self._closed = False
 
     @property
@@ -215,34 +109,45 @@ class Channel:
     async def call(self, message: Message, *, descriptors: Sequence[int] = (), seconds_max: float = limits.CALL_SECONDS_MAX) -> Received:
         """The peer's answer. Raises what the peer failed with (by its code), PeerError when it closes or does not answer in time."""
         self._next_id += 1
-        waiter = self._waiting[self._next_id] = _Waiter(anyio.Event())
         number = self._next_id
+        waiter = self._waiting[number] = _Waiter(anyio.Event())
         try:
             with anyio.move_on_after(seconds_max if seconds_max != math.inf else None):
                 await self._send("call", message, id=number, descriptors=descriptors)
                 await waiter.event.wait()
+        except BaseException:
+            if isinstance(waiter.outcome, Received):
+                waiter.outcome.close()
+            raise
         finally:
             self._waiting.pop(number, None)
         if isinstance(waiter.outcome, BailiwickError):
             raise waiter.outcome
         if waiter.outcome is None:
-            raise PeerError(f"{self._service.name} did not answer {type(message).__name__} within {seconds_max:g} s")
+            raise PeerError(f"{self._service.name} did not answer {type(message).__name__} within {seconds_max:g} s", code="timeout")
         return waiter.outcome
 
     async def tell(self, message: Message, *, descriptors: Sequence[int] = ()) -> None:
         await self._send("tell", message, descriptors=descriptors)
 
     async def run(self) -> None:
-        """Reads until the peer closes, serving each call in a task of its own. Closes the socket and fails what waits, however it ends."""
+        """Reads until the peer closes, serving each request in a task of its own; what is being served then is cancelled. Closes the socket and fails
+        what waits, however it ends. Raises PeerError when the peer broke the protocol."""
+        broken: PeerError | None = None
         try:
-            with contextlib.suppress(ConnectionError):
-                await self._send_bytes(self._framer.hello())
             async with anyio.create_task_group() as tasks:
-                async for frame in self._frames():
-                    self._dispatch(frame, tasks)
+                try:
+                    with contextlib.suppress(PeerError):  # it has closed already; what it said before is still read
+                        await self._send_bytes(b"")
+                    async for frame in self._frames():
+                        self._dispatch(frame, tasks)
+                except PeerError as error:
+                    broken = error
                 tasks.cancel_scope.cancel()
         finally:
             self.close()
+        if broken is not None:
+            raise broken
 
     def close(self) -> None:
         if self._closed:
@@ -250,6 +155,9 @@ class Channel:
         self._closed = True
         anyio.notify_closing(self._sock)
         self._sock.close()
+        for received in self._unserved.values():
+            received.close()
+        self._unserved.clear()
         for descriptor in self._arrived:
             os.close(descriptor)
         self._arrived.clear()
@@ -261,50 +169,72 @@ class Channel:
         while not self._closed:
             try:
                 await anyio.wait_readable(self._sock)
-                data, descriptors, _flags, _address = socket.recv_fds(self._sock, _READ_BYTES, limits.DESCRIPTORS_PER_MESSAGE_MAX)
+                data = self._receive()
             except BlockingIOError:
                 continue
-            except (ConnectionError, anyio.ClosedResourceError, OSError):
+            except (OSError, anyio.ClosedResourceError):
                 return
-            self._arrived.extend(descriptors)
             if not data:
                 return
             for frame in self._framer.receive(data):
                 yield frame
+            if self._arrived and self._framer.between_frames:
+                raise PeerError(f"{self._service.name} sent {len(self._arrived)} descriptors that no frame announced")
+
+    def _receive(self) -> bytes:
+        # Not socket.recv_fds: it takes no MSG_CMSG_CLOEXEC (it ignores its `flags`), and a descriptor would leak into every process we start.
+        room = self._service.descriptors_max
+        data, ancillary, flags, _ = self._sock.recvmsg(_READ_BYTES, socket.CMSG_SPACE(room * 4) if room else 0, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, raw in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._arrived.extend(array.array("i", raw[: len(raw) - len(raw) % 4]))
+        if flags & socket.MSG_CTRUNC or len(self._arrived) > room:
+            raise PeerError(f"{self._service.name} was sent too many descriptors; must be at most {room}")
+        return data
 
     def _dispatch(self, frame: Frame, tasks: anyio.abc.TaskGroup) -> None:
+        if len(self._arrived) < frame.fds:
+            raise PeerError(f"{self._service.name} announced {frame.fds} descriptors and sent {len(self._arrived)}")
         taken, self._arrived = tuple(self._arrived[: frame.fds]), self._arrived[frame.fds :]
-        if len(taken) != frame.fds:
-            raise PeerError(f"{self._service.name} announced {frame.fds} descriptors and sent {len(taken)}")
         if frame.kind in ("reply", "failure"):
             waiter = self._waiting.get(frame.id)
-            if waiter is None:
+            if waiter is None or waiter.outcome is not None:
                 for descriptor in taken:
                     os.close(descriptor)
                 return
-            if isinstance(frame.message, Failure):
-                waiter.outcome = _raised(frame.message)
-            else:
-                waiter.outcome = Received(frame.message, taken)
+            waiter.outcome = raised(frame.message) if isinstance(frame.message, Failure) else Received(frame.message, taken)
             waiter.event.set()
             return
         assert isinstance(frame.message, Message)
-        tasks.start_soon(self._serve, frame, Received(frame.message, taken))
+        received = Received(frame.message, taken)
+        self._serving += 1
+        self._unserved[id(received)] = received
+        tasks.start_soon(self._serve, frame, received)
 
     async def _serve(self, frame: Frame, received: Received) -> None:
+        # A task that is cancelled before it has begun never comes here: `close` closes what it would have taken.
+        if self._unserved.pop(id(received), None) is None:
+            return
         try:
-            if self._handler is None:
-                raise CallerError(f"{self._service.name}: this end takes no requests")
-            reply = await self._handler(self, received)
+            await self._handle(frame, received)
+        finally:
+            self._serving -= 1
+
+    async def _handle(self, frame: Frame, received: Received) -> None:
+        try:
+            if self._serving > limits.REQUESTS_IN_FLIGHT_MAX or self._handler is None:
+                received.close()
+                if self._handler is None:
+                    raise CallerError(f"{self._service.name}: this end takes no requests")
+                raise CallerError(f"{self._service.name} serves {limits.REQUESTS_IN_FLIGHT_MAX} requests of this connection already; ask later", code="busy")
+            reply = await self._handler(self, received) or Reply()
+            await self._answer(frame, reply.message, reply.descriptors)
         except BailiwickError as error:
             await self._answer(frame, Failure(error.code, str(error)))
-            return
-        except Exception:
+        except Exception:  # noqa: BLE001  whatever it was: the process serves others too
+            _log.exception("%s failed on %s", self._service.name, type(frame.message).__name__)
             await self._answer(frame, Failure("internal", f"{self._service.name} failed on {type(frame.message).__name__}; its log says why"))
-            raise
-        if frame.kind == "call":
-            reply = reply or Reply()
-            await self._answer(frame, reply.message, reply.descriptors)
+            self.close()
 
     async def _answer(self, frame: Frame, message: Message | Failure, descriptors: Sequence[int] = ()) -> None:
         if frame.kind != "call":
@@ -315,11 +245,20 @@ class Channel:
     async def _send(
         self, kind: Literal["call", "tell", "reply", "failure"], message: Message | Failure, *, id: int = 0, descriptors: Sequence[int] = ()
     ) -> None:
+        if len(descriptors) > self._service.descriptors_max:
+            raise CallerError(f"{self._service.name} message with {len(descriptors)} descriptors; must be at most {self._service.descriptors_max}")
         await self._send_bytes(self._framer.send(kind, message, id=id, fds=len(descriptors)), descriptors)
 
     async def _send_bytes(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        view = memoryview(data)
         async with self._sending:
+            if self._hello:
+                hello, self._hello = self._hello, b""
+                await self._send_whole(hello)
+            await self._send_whole(data, descriptors)
+
+    async def _send_whole(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
+        view, whole = memoryview(data), len(data)
+        try:
             while view:
                 if self._closed:
                     raise PeerError(f"{self._service.name} closed the connection", code="closed")
@@ -328,54 +267,64 @@ class Channel:
                 except BlockingIOError:
                     await anyio.wait_writable(self._sock)
                     continue
-                except OSError as error:
-                    raise PeerError(f"{self._service.name} closed the connection: {error.strerror}", code="closed") from error
                 descriptors = ()
                 view = view[sent:]
-
-
-@dataclass(slots=True)
-class _Waiter:
-    event: anyio.Event
-    outcome: Received | BailiwickError | None = None
-
-
-def _raised(failure: Failure) -> BailiwickError:
-    known = _FAILURES.get(failure.code)
-    return known(failure.message) if known else RemoteFailure(failure.message, code=failure.code)
+        except (OSError, anyio.ClosedResourceError) as error:
+            raise PeerError(f"{self._service.name} closed the connection: {getattr(error, 'strerror', None) or 'it is closed here'}", code="closed") from error
+        except BaseException:  # given up: half a frame has left, and the next one would be read as its rest
+            if 0 < len(view) < whole:
+                self.close()
+            raise
 
 
 async def connect(path: str, service: Service, handler: Handler | None = None) -> Channel:
-    """A channel to the service listening at `path`; the caller runs it in a task of its own. PeerError when nobody listens."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    """A channel to the service listening at `path`; the caller runs it in a task of its own. PeerError when nobody listens, or nobody accepts in time."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        sock.connect(path)  # a local listener with a backlog answers at once or not at all
+        with anyio.fail_after(limits.CONNECT_SECONDS_MAX):
+            while True:
+                try:
+                    sock.connect(path)
+                    break
+                except BlockingIOError:  # the backlog is full: unix(7) has no event for when it is not
+                    await anyio.sleep(_CONNECT_RETRY_SECONDS)
+        return Channel(sock, service, handler)
+    except TimeoutError as error:
+        sock.close()
+        raise PeerError(f"{service.name} at {path} did not accept within {limits.CONNECT_SECONDS_MAX:g} s", code="unreachable") from error
     except OSError as error:
         sock.close()
         raise PeerError(f"{service.name} is not reachable at {path}: {error.strerror}", code="unreachable") from error
-    return Channel(sock, service, handler)
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def serve(listener: socket.socket, service: Service, handler: Handler, *, admit: Callable[[Peer], bool], refused: Callable[[Peer, str], None]) -> None:
-    """Accepts for ever. `admit` decides by the peer's credentials; `refused` is told of strangers and of peers that broke the protocol."""
+    """Accepts for ever. `admit` decides by the peer's credentials; `refused` is told of strangers, of peers that broke the protocol, and of a uid that
+    holds limits.CONNECTIONS_PER_UID_MAX connections already: one process that was taken over does not shut the others out."""
     listener.setblocking(False)
+    held: Counter[int] = Counter()
 
     async def one(sock: socket.socket) -> None:
-        channel = Channel(sock, service, handler)
-        if not admit(channel.peer):
-            refused(channel.peer, "uid is not one of our processes")
-            channel.close()
-            return
-        try:
-            await channel.run()
-        except BaseExceptionGroup as group:
-            broken, rest = group.split(PeerError)
-            if broken is not None:
-                refused(channel.peer, str(broken.exceptions[0]))
-            if rest is not None:
-                raise rest from None
-        except PeerError as error:
-            refused(channel.peer, str(error))
+        with contextlib.closing(sock):
+            channel = Channel(sock, service, handler)
+            peer = channel.peer
+            if not admit(peer):
+                refused(peer, "uid is not one of our processes")
+                channel.close()
+                return
+            if held[peer.uid] >= limits.CONNECTIONS_PER_UID_MAX:
+                refused(peer, f"uid has {held[peer.uid]} connections; must be at most {limits.CONNECTIONS_PER_UID_MAX}")
+                channel.close()
+                return
+            held[peer.uid] += 1
+            try:
+                await channel.run()
+            except PeerError as error:
+                refused(peer, str(error))
+            finally:
+                held[peer.uid] -= 1
 
     async with anyio.create_task_group() as tasks:
         while True:
@@ -383,5 +332,11 @@ async def serve(listener: socket.socket, service: Service, handler: Handler, *, 
             try:
                 sock, _ = listener.accept()
             except (BlockingIOError, ConnectionError):
+                continue
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                _log.warning("%s cannot accept: %s", service.name, error.strerror)
+                await anyio.sleep(_ACCEPT_PAUSE_SECONDS)
                 continue
             tasks.start_soon(one, sock)

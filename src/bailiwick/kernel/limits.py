@@ -9,6 +9,8 @@ FRAME_BYTES_MAX = 4 * MIB  # the largest is a held request's body shown to a per
 CALL_SECONDS_MAX = 10.0
 CONNECT_SECONDS_MAX = 5.0
 DESCRIPTORS_PER_MESSAGE_MAX = 32  # the kernel's SCM_MAX_FD is 253
+REQUESTS_IN_FLIGHT_MAX = 4_096  # of one connection; a peer that asks for more is told to ask later
+CONNECTIONS_PER_UID_MAX = 64  # of one service; as an ordinary user all our processes share a uid
 
 # The governor's heartbeat: who hears none for this long stops what it does.
 HEARTBEAT_SECONDS = 0.5

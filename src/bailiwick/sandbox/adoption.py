@@ -1,5 +1,6 @@
 """Adoption: how the launcher hands a run's descriptors to the gateway worker that serves it. The worker listens, the launcher calls."""
 
+from bailiwick.kernel import limits
 from bailiwick.kernel.channel import Message, Service
 
 
@@ -11,4 +12,4 @@ class AdoptRun(Message, frozen=True):
     names: list[str]
 
 
-ADOPTION = Service("adoption", 1, [AdoptRun])
+ADOPTION = Service("adoption", 1, [AdoptRun], descriptors_max=limits.DESCRIPTORS_PER_MESSAGE_MAX)
