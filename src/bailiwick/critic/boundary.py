@@ -13,7 +13,7 @@ import msgspec
 from bailiwick.critic import policyfile
 from bailiwick.critic.pattern import DEFAULT_PORTS, SEGMENTS_MAX, like, literal, literals
 from bailiwick.critic.policyfile import Clauses
-from bailiwick.critic.rules import HTTP_VERBS, ApproverGroup, Kind, ModelRules, Models, Rule, as_list, check, grants_port
+from bailiwick.critic.rules import HTTP_VERBS, ApproverGroup, ModelRules, Models, Rule, as_list, check, grants_port
 from bailiwick.critic.visible import visible
 from bailiwick.kernel.document import Finding, Invalid
 from bailiwick.kernel.errors import CallerError
@@ -21,6 +21,7 @@ from bailiwick.kernel.errors import CallerError
 __all__ = ["ApproverGroup", "CompiledBoundary", "HoldTerms", "ModelRules", "Policy", "Rule", "Signers", "check", "compile_boundary"]
 
 MODEL_CALL = "model.call"
+_UNSIGNED = "/unsigned"  # ends the id of the second policy of a hold
 ACTIONS = (*(f"http.{verb.value}" for verb in HTTP_VERBS), MODEL_CALL)
 
 
@@ -181,7 +182,7 @@ def _from_rule(agent: str, name: str, rule: Rule) -> list[Policy]:
         case "hold":
             return [
                 _policy(agent, name, name, rule, permit=True, extra=["context.signed_off"]),
-                _policy(agent, f"{name}/unsigned", name, rule, permit=False, extra=["!context.signed_off"]),
+                _policy(agent, f"{name}{_UNSIGNED}", name, rule, permit=False, extra=["!context.signed_off"]),
             ]
 
 
@@ -256,10 +257,10 @@ def _from_clauses(clauses: Clauses) -> Policy:
 def render_policy(boundary: CompiledBoundary) -> str:
     """The boundary as Cedar to read: each policy under the line of the configuration it came from."""
     blocks = [
-        f"// {boundary.agent}: {len(boundary.policies)} policies, {boundary.digest}\n// a forbid goes before every permit; what no permit allows is denied"
+        f"// {visible(boundary.agent)}: {len(boundary.policies)} policies, {boundary.digest}\n"
+        "// a forbid goes before every permit; what no permit allows is denied"
     ]
     for policy in boundary.policies:
-        kind: Kind | str = "hold" if policy.rule in boundary.holds else ""
-        note = f" (as long as nobody has signed: a {kind} goes before an allow)" if policy.id.endswith("/unsigned") else ""
+        note = ", for as long as nobody has signed: a hold goes before an allow" if policy.id.endswith(_UNSIGNED) else ""
         blocks.append(f"// {visible(policy.written)}{note}\n{policy.text}")
     return "\n\n".join(blocks) + "\n"

@@ -15,27 +15,25 @@ _MARKS_MAX = 3  # stacked on one character; scripts in use need no more, and a t
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """`text` with hidden characters as `\\u{...}`, and a backslash that could be mistaken for that doubled. `lines` keeps line feeds and tabs, for
-    text shown as a block."""
-    escaped = text.replace("\\u{", "\\\\u{").replace("\\x", "\\\\x")
-    if not _NOT_PLAIN.search(escaped):
-        return escaped
+    """`text` with each hidden character as `\\u{...}`. Text that holds one, or that sequence itself, has its backslashes doubled, so that no two texts
+    are shown alike; any other is shown as it is. `lines` keeps line feeds and tabs, for text shown as a block."""
+    if "\\u{" not in text and not _NOT_PLAIN.search(text):
+        return text
     shown: list[str] = []
     marks = 0
-    for character in escaped:
+    changed = "\\u{" in text
+    for character in text:
         marks = marks + 1 if unicodedata.combining(character) else 0
-        shown.append(character if _plain(character, lines) and marks <= _MARKS_MAX else _written(character))
-    return "".join(shown)
+        if _plain(character, lines) and marks <= _MARKS_MAX:
+            shown.append("\\\\" if character == "\\" else character)
+        else:
+            shown.append(f"\\u{{{ord(character):x}}}")
+            changed = True
+    return "".join(shown) if changed else text
 
 
 def _plain(character: str, lines: bool) -> bool:
-    if " " <= character <= "~":
-        return True
-    if lines and character in "\n\t":
+    if " " <= character <= "~" or (lines and character in "\n\t"):
         return True
     number = ord(character)
     return unicodedata.category(character) not in _HIDDEN and character not in _BLANK and not any(number in selectors for selectors in _SELECTORS)
-
-
-def _written(character: str) -> str:
-    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character) or f"\\u{{{ord(character):x}}}"
