@@ -144,6 +144,14 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
         read_call("chat-completions", body)
 
 
+@pytest.mark.parametrize("filler", [b"{},", b"[],", b'"a",', b"1,", b'{"a":1},'])
+def test_a_body_of_nothing_but_brackets_is_refused_in_time(filler: bytes) -> None:
+    """Reading the largest body stops nobody else for long: what has a million parts is refused unread."""
+    body = b'{"model":"a","input":[' + filler * (15_000_000 // len(filler)) + b"1]}"
+    with pytest.raises(CallerError, match="at most"):
+        read_call("responses", body)
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -271,7 +271,8 @@ class _Messages(AnswerReader):
     """Anthropic's messages: the start tells the input, blocks follow, `message_delta` tells stop reason and output so far, `message_stop` ends."""
 
     def event(self, value: dict[str, Any]) -> None:
-        index = value.get("index")
+        place = value.get("index")
+        index = place if isinstance(place, int) else -1
         match value.get("type"):
             case "message_start":
                 message = _object(value.get("message"))
@@ -308,10 +309,10 @@ class _Messages(AnswerReader):
         self._usage(value.get("usage"))
         self.done = value.get("type") == "message"
 
-    def _block(self, block: dict[str, Any], index: Any) -> None:
+    def _block(self, block: dict[str, Any], index: int) -> None:
         """A tool of the client's (`tool_use`), the provider's (`server_tool_use`) or an MCP server's (`mcp_tool_use`)."""
         kind = _text(block.get("type")) or ""
-        if kind.endswith("tool_use") and isinstance(index, int):
+        if kind.endswith("tool_use"):
             call = self.call(index)
             call.name = _text(block.get("name")) or kind
             call.id = _text(block.get("id")) or ""

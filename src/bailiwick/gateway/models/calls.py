@@ -32,7 +32,7 @@ MODEL_CHARACTERS_MAX = 200
 TOKENS_MAX = 10_000_000  # more than any context window; a larger number is a mistake or an attack on sums
 OUTPUT_TOKENS_DEFAULT = 128_000  # the largest output of current models: what a call may cost that names no maximum
 CHOICES_MAX = 128  # OpenAI's bound on `n`
-DEPTH_MAX = 200
+MARKS_MAX = 1_000_000  # of JSON's own, a tenth of them in the largest honest prompts: sixteen megabytes of `{}` would stop this core for seconds
 TOOLS_SHOWN_MAX = 256
 # Tokens of a part that its bytes in the body do not bound. Pictures: the largest grids of current models, with room. Documents and recordings: 100 pages at
 # the 3,000 tokens a page that Anthropic's PDF guide gives as the most.
@@ -209,6 +209,8 @@ def _encoded(part: dict[str, Any]) -> list[str]:
 
 
 def _parse(body: bytes) -> dict[str, Any]:
+    if len(body) > MARKS_MAX and (marks := sum(map(body.count, (b"{", b"[", b":", b",")))) > MARKS_MAX:
+        raise CallerError(f"the body of a model call has {marks} brackets, colons and commas; must be at most {MARKS_MAX}, so that it can be read in time")
     try:
         call = json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
