@@ -1,0 +1,362 @@
+"""One request of an agent and its answer, as bytes: the body held back until it may go, sent on as it comes, the answer streamed back.
+
+It decides nothing: `server.walk` does, and calls this for what it decided. Back-pressure goes both ways: a slow upstream stops the reading from the
+agent, a slow agent the reading from the upstream, and memory stays flat whatever the size.
+"""
+
+import hashlib
+from typing import Any, Literal, Protocol
+
+from bailiwick.critic.action import Action
+from bailiwick.gateway.events import Outcome
+from bailiwick.gateway.layers.heads import RequestHead, ResponseHead
+from bailiwick.gateway.layers.http1 import end_to_end, response_bytes
+from bailiwick.gateway.layers.scrub import Scrubber
+from bailiwick.gateway.models import ModelCall
+from bailiwick.gateway.refusal import Refusal, for_model, render
+from bailiwick.gateway.runs import Refused, Run
+from bailiwick.gateway.target import Target
+from bailiwick.gateway.upstream import UpstreamConnection, UpstreamFailed
+from bailiwick.gateway.usage import UsageTap
+from bailiwick.gateway.waiting import Pending
+from bailiwick.kernel import limits
+
+QUEUED_BYTES_MAX = 64 * limits.KIB  # of a body that waits for its decision
+DRAINED_BYTES_MAX = 1 * limits.MIB  # of a refused body; a longer one ends the connection
+LINGER_SECONDS = 5.0  # for the rest of a refused body: closing on it would take the answer with it
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_REASONS = {400: b"Bad Request", 403: b"Forbidden", 408: b"Request Timeout", 413: b"Content Too Large", 431: b"Request Header Fields Too Large",
+            501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout"}  # fmt: skip
+
+
+class AgentGone(Exception):
+    """The agent closed its connection, or its run was closed: nobody waits for an answer."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class AgentSide(Protocol):
+    """The connection that an exchange belongs to."""
+
+    full: bool
+
+    @property
+    def speaks_chunked(self) -> bool: ...
+    def write(self, data: bytes) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def exchange_over(self, keep: bool) -> None: ...
+    def close(self) -> None: ...
+    def cut(self, reason: str) -> None: ...
+
+
+class Exchange:
+    """Lives from a request's head to the end of both messages. It is the `upstream.Receiver` of its answer."""
+
+    def __init__(self, connection: AgentSide, run: Run, head: RequestHead, target: Target) -> None:
+        self.run = run
+        self.head = head
+        self.target = target
+        self.id = run.house.ids.action()
+        self.outcome = Outcome()
+        self.hold: str | None = None  # the sign-off that was used up for it
+        self.scrubber: Scrubber | None = None
+        self.call: ModelCall | None = None
+        self.tap: UsageTap | None = None
+        self.body: bytes | None = None  # once it was read whole
+        self.request_done = False
+        self.answer_done = False
+        self.sent = False  # a byte of the request may have reached the upstream
+        self.gone: AgentGone | None = None
+        self.started = run.house.loop.time()
+        self.deadline = self.started + limits.IDLE_SECONDS_MAX
+        self._connection = connection
+        self._mode: Literal["wait", "collect", "forward", "drop"] = "wait"
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._collected: Pending[bytes] | None = None
+        self._parked: Pending[Any] | None = None
+        self._answered: Pending[None] | None = None
+        self._upstream: UpstreamConnection | None = None
+        self._hash = hashlib.sha256()
+        self._continue = head.expects_continue
+        self._head_bytes = b""
+        self._answer_chunked = False
+        self._keep_alive = head.keep_alive
+        self._answer_begun = False
+
+    def begin(self, action: Action) -> None:
+        """From here on the action has an outcome."""
+        self.run.unfinished[self.id] = action
+
+    def end(self) -> None:
+        del self.run.unfinished[self.id]
+        if self.outcome.result == "unknown":
+            self.run.unknown.append(self.id)
+
+    def park(self, pending: Pending[Any]) -> None:
+        """What it waits for while a person decides; the agent's leaving ends that."""
+        self._parked = pending
+        if self.gone is not None:
+            pending.fail(self.gone)
+
+    # -- the request's body
+
+    def body_data(self, data: bytes) -> None:
+        self._size += len(data)
+        match self._mode:
+            case "forward":
+                self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
+                self._send_body(data)
+            case "drop":
+                if self._size > DRAINED_BYTES_MAX:
+                    self._connection.close()
+            case "collect" if self._size > limits.BODY_BUFFER_BYTES_MAX:
+                self._parts.clear()
+                self._mode = "drop"
+                assert self._collected is not None
+                self._collected.fail(Refused("too-large", 413, f"a body that is read before its decision must be at most {limits.BODY_BUFFER_BYTES_MAX} bytes"))
+            case _:
+                self.deadline = self.run.house.loop.time() + limits.IDLE_SECONDS_MAX
+                self._parts.append(data)
+                if self._mode == "wait" and self._size > QUEUED_BYTES_MAX:
+                    self._connection.pause_reading()
+
+    def body_end(self) -> None:
+        self.request_done = True
+        if self._mode == "forward":
+            self._end_body()
+        elif self._mode == "collect" and self._collected is not None:
+            self._collected.settle(b"".join(self._parts))
+        self._over()
+
+    async def read_body(self) -> bytes:
+        """The body whole, before anything of it goes anywhere. Raises Refused for one that is too large, AgentGone."""
+        if self.body is None:
+            if (self.head.length or 0) > limits.BODY_BUFFER_BYTES_MAX:
+                raise Refused("too-large", 413, f"a body that is read before its decision must be at most {limits.BODY_BUFFER_BYTES_MAX} bytes")
+            self._mode = "collect"
+            if not self.request_done:
+                self._collected = Pending()
+                self._invite()
+                self.body = await self._collected
+            else:
+                self.body = b"".join(self._parts)
+            self._parts = []
+        return self.body
+
+    def _invite(self) -> None:
+        if self._continue and not self._size:
+            self._connection.write(_CONTINUE)
+        self._continue = False
+        self._connection.resume_reading()
+
+    def _send_body(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.outcome.request_bytes += len(data)
+        upstream = self._upstream
+        if upstream is not None:
+            upstream.send(b"%x\r\n%b\r\n" % (len(data), data) if self.body is None and self.head.framing == "chunked" else data)
+
+    def _end_body(self) -> None:
+        if self.body is None and self.head.framing == "chunked" and self._upstream is not None:
+            self._upstream.send(_LAST_CHUNK)
+        if self.outcome.request_bytes:
+            self.outcome.request_sha256 = self._hash.hexdigest()
+
+    # -- the other side
+
+    async def ask(self, upstream: UpstreamConnection, head: bytes) -> None:
+        """Sends the request and returns when the answer has been streamed back whole. Raises UpstreamFailed, AgentGone."""
+        if self.gone is not None:
+            raise self.gone
+        self._upstream = upstream
+        self._answered = answered = Pending[None]()
+        self.outcome.address = upstream.address
+        self.sent = True
+        self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
+        upstream.ask(self.head.method, self)
+        if self._connection.full:
+            upstream.pause_reading()
+        self._mode = "forward"
+        parts = [self.body] if self.body else self._parts
+        self._parts = []
+        upstream.send(head)
+        for part in parts:
+            self._send_body(part)
+        if self.request_done:
+            self._end_body()
+        else:
+            self._invite()
+        await answered
+
+    def answer_head(self, head: ResponseHead) -> None:
+        self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
+        self.outcome.status = head.status
+        fields = end_to_end(head.fields)
+        scrubber = self.scrubber
+        if scrubber is not None:
+            if head.framing != "none" and (head.first(b"content-encoding") or b"identity").lower() != b"identity":
+                self._break_off(UpstreamFailed("answer-encoded", "the answer is compressed although it must not be, so what was injected cannot be taken out"))
+                return
+            fields = [(name, scrubber.value(value)) for name, value in fields]
+        if self.tap is None and self.call is not None and self.target.route is not None and head.status < 400:
+            stream = (head.first(b"content-type") or b"").lower().startswith(b"text/event-stream")
+            self.tap = UsageTap(self.target.endpoint or "", stream=stream, content_encoding=(head.first(b"content-encoding") or b"").decode("latin-1") or None)
+        if head.framing == "none":
+            if head.length is not None:
+                fields.append((b"content-length", b"%d" % head.length))
+        elif head.framing == "length" and scrubber is None:
+            fields.append((b"content-length", b"%d" % (head.length or 0)))
+        elif self._connection.speaks_chunked:
+            self._answer_chunked = True
+            fields.append((b"transfer-encoding", b"chunked"))
+        else:
+            self._keep_alive = False
+        if not self.request_done:
+            self._keep_alive = False  # it answered before it heard everything: the rest is nobody's
+        if not self._keep_alive:
+            fields.append((b"connection", b"close"))
+        elif not self._connection.speaks_chunked:
+            fields.append((b"connection", b"keep-alive"))
+        self._answer_begun = True
+        self._head_bytes = response_bytes(head.status, head.reason, fields)
+
+    def answer_data(self, data: bytes) -> None:
+        self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
+        self.outcome.answer_bytes += len(data)
+        if self.tap is not None:
+            self.tap.feed(data)
+        if self.scrubber is not None:
+            data = self.scrubber.feed(data)
+        self._give(data)
+
+    def _give(self, data: bytes) -> None:
+        if self._answer_chunked and data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._head_bytes:
+            data, self._head_bytes = self._head_bytes + data, b""
+        if data:
+            self._connection.write(data)
+
+    def answer_flush(self) -> None:
+        if self._head_bytes:
+            self._connection.write(self._head_bytes)
+            self._head_bytes = b""
+
+    def answer_end(self) -> None:
+        rest = b""
+        if self.scrubber is not None:
+            rest = self.scrubber.finish()
+            self.outcome.scrubbed = self.scrubber.found
+        if rest:
+            self._give(rest)
+        if self._answer_chunked:
+            self._connection.write(self._head_bytes + _LAST_CHUNK)
+            self._head_bytes = b""
+        self.answer_flush()
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            if self.request_done:
+                self.run.upstreams.keep(self.target.destination, upstream)
+            else:
+                upstream.close()
+                self._mode = "drop"
+                self.deadline = self.run.house.loop.time() + LINGER_SECONDS
+        self.answer_done = True
+        if self._answered is not None:
+            self._answered.settle(None)
+        self._over()
+
+    def answer_failed(self, failure: UpstreamFailed) -> None:
+        self._upstream = None
+        if self._answered is not None:
+            self._answered.fail(failure)
+
+    def upstream_full(self) -> None:
+        self._connection.pause_reading()
+
+    def upstream_drained(self) -> None:
+        self._connection.resume_reading()
+
+    def _break_off(self, failure: UpstreamFailed) -> None:
+        if self._upstream is not None:
+            self._upstream.abandon()
+        failure.answered = True
+        self.answer_failed(failure)
+
+    # -- the agent's side
+
+    @property
+    def answer_begun(self) -> bool:
+        """Whether a byte of an answer has gone to the agent."""
+        return self.answer_done or (self._answer_begun and not self._head_bytes)
+
+    def agent_full(self) -> None:
+        if self._upstream is not None:
+            self._upstream.pause_reading()
+
+    def agent_drained(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume_reading()
+
+    def agent_gone(self, code: str) -> None:
+        """Whatever this exchange waits for, it waits no longer."""
+        if self.gone is not None:
+            return
+        self.gone = AgentGone(code)
+        if self._upstream is not None:
+            self._upstream.abandon()
+            self._upstream = None
+        for pending in (self._collected, self._parked, self._answered):
+            if pending is not None:
+                pending.fail(self.gone)
+
+    def refuse(self, refused: Refused) -> None:
+        """Answers with why. Once a byte of another answer has gone, the connection is cut instead: a half answer must not look whole."""
+        if self.gone is not None or self.answer_done:
+            return
+        if self.answer_begun:
+            self._connection.cut(refused.kind)
+            return
+        words: Refusal = {
+            "kind": refused.kind,
+            "status": refused.status,
+            "reason": refused.reason,
+            "rules": refused.rules,
+            "retry": refused.retry,
+            "run": self.run.id,
+            "action": self.id,
+            "hold": refused.hold,
+        }
+        route = self.target.route
+        status, fields, body = for_model(route.dialect, **words) if route is not None and self.target.endpoint else render(**words)
+        self._head_bytes = b""
+        self._mode = "drop"
+        self._parts.clear()
+        if not self.request_done and (self._continue or (self.head.length or 0) > DRAINED_BYTES_MAX):
+            self._keep_alive = False
+        self.deadline = self.run.house.loop.time() + LINGER_SECONDS
+        if not self._keep_alive:
+            fields += ((b"connection", b"close"),)
+        head = response_bytes(status, _REASONS.get(status, b""), fields)
+        self._connection.write(head if self.head.method == "HEAD" else head + body)
+        self.answer_done = True
+        self._connection.resume_reading()
+        self._over()
+
+    def expire(self, now: float) -> None:
+        """Called now and then: ends what has been silent for too long."""
+        if now < self.deadline:
+            return
+        if self._upstream is not None:
+            self._break_off(UpstreamFailed("answer-timeout", f"no answer within {limits.UPSTREAM_ANSWER_SECONDS_MAX:g} s"))
+        elif self._mode in ("collect", "drop") and not self.request_done:
+            self._connection.cut("idle")
+
+    def _over(self) -> None:
+        if self.answer_done and (self.request_done or self._continue):  # who waits to be told to continue has sent nothing to wait for
+            self._connection.exchange_over(self._keep_alive and self.request_done)

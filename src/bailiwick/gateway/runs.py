@@ -1,0 +1,159 @@
+"""A run as its gateway worker holds it: what it may do, what it has used, what it has open. One run's things are never another's."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from bailiwick.critic.action import Action
+from bailiwick.critic.budget import Budget
+from bailiwick.critic.decision import Decision, Retry
+from bailiwick.critic.enforcement import ModelRoute, OpenRun
+from bailiwick.gateway import events
+from bailiwick.gateway.leases import LeaseShelf
+from bailiwick.gateway.names import NameTable
+from bailiwick.gateway.neighbours import House
+from bailiwick.gateway.upstream import Upstreams
+from bailiwick.kernel.errors import BailiwickError
+from bailiwick.kernel.ids import RunId
+from bailiwick.record.event import Event
+
+REFUSALS_BURST = 64
+REFUSALS_PER_SECOND = 4.0  # of attempt.refused in the record, per run: a flood is counted, not written
+
+
+class Decider(Protocol):
+    """`critic.evaluate.Critic`."""
+
+    def decide(self, action: Action, *, signed_off: bool = False) -> Decision: ...
+
+
+class Closable(Protocol):
+    """What is cut when its run is closed."""
+
+    def cut(self, reason: str) -> None: ...
+    def sweep(self, now: float) -> None: ...
+
+
+class Refused(Exception):
+    """Ends an exchange with an answer that says why. `part` names what is dead, where something is."""
+
+    def __init__(self, kind: str, status: int, reason: str, *, rules: tuple[str, ...] = (), retry: Retry = "never", hold: str | None = None) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.status = status
+        self.reason = reason
+        self.rules = rules
+        self.retry = retry
+        self.hold = hold
+
+
+def dead(part: str, detail: str) -> Refused:
+    """Fail closed, and say what failed."""
+    return Refused("unavailable", 503, f"the {part} {detail}; nothing is allowed without it", rules=(f"bailiwick.{part}",), retry="after")
+
+
+@dataclass(slots=True)
+class Rate:
+    """A token bucket; what does not pass is counted and told with the next that does."""
+
+    burst: float
+    per_second: float
+    tokens: float
+    at: float = 0.0
+    suppressed: int = 0
+
+    @classmethod
+    def of(cls, burst: float, per_second: float) -> "Rate":
+        return cls(burst, per_second, burst)
+
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.per_second)
+        self.at = now
+        if self.tokens < amount:
+            self.suppressed += 1
+            return False
+        self.tokens -= amount
+        return True
+
+    def told(self) -> int:
+        suppressed, self.suppressed = self.suppressed, 0
+        return suppressed
+
+
+class Run:
+    """What one run is held to. `hold_to` may be called again: the governor said something new."""
+
+    def __init__(self, house: House, order: OpenRun, critic: Decider, policy: str) -> None:
+        self.house = house
+        self.id = RunId(order.run)
+        self.names = NameTable()
+        self.upstreams = Upstreams(house.loop, house.contexts, resolver=house.resolver)
+        self.leases = LeaseShelf()
+        self.budget = Budget(order.budget, order.used)
+        self.connections: set[Closable] = set()
+        self.unfinished: dict[str, Action] = {}
+        self.unknown: list[str] = []  # actions whose outcome was recorded as that
+        self.parked = 0
+        self.closed: str | None = None
+        self._refusals = Rate.of(REFUSALS_BURST, REFUSALS_PER_SECOND)
+        self.hold_to(order, critic, policy)
+
+    def hold_to(self, order: OpenRun, critic: Decider, policy: str) -> None:
+        self.order = order
+        self.agent = order.agent
+        self.critic = critic
+        self.policy = policy
+        self.observe = order.observe
+        self.leased = frozenset(order.leased)
+        self.models: dict[str, ModelRoute] = {route.host: route for route in order.models}
+        self.providers: dict[str, ModelRoute] = {route.provider: route for route in order.models}
+        self.upstreams.pin(order.hosts)
+        self.leases.clear()
+        self.budget.replace_limits(order.budget, order.used)
+
+    def check_alive(self) -> None:
+        """Raises Refused when the run is over or a part without which nothing is allowed is dead."""
+        if self.closed is not None:
+            raise Refused("closed", 403, f"the run is closed: {self.closed}", rules=("bailiwick.run",))
+        if not self.house.governor.fresh:
+            raise dead("governor", "has not been heard from")
+        if not self.house.recorder.healthy:
+            raise dead("recorder", "does not take events")
+
+    def decide(self, action: Action, *, signed_off: bool = False) -> Decision:
+        """The critic's word. Raises Refused when it has none to give."""
+        try:
+            return self.critic.decide(action, signed_off=signed_off)
+        except Exception as error:  # whatever goes wrong in the deciding, the answer is no
+            raise dead("critic", f"failed on this action ({type(error).__name__})") from error
+
+    def refuse_attempt(self, what: str, where: str, why: str) -> None:
+        """Records what was refused before it was an action, at a bounded rate."""
+        if not self._refusals.take(self.house.loop.time()):
+            return
+        event = events.attempt_refused(self.house.ids.event(), self.id, self.agent, what=what, where=where, why=why, suppressed=self._refusals.told())
+        self.record(event)
+
+    def record(self, event: Event) -> bool:
+        """For what is only told: an unreachable record loses it, and `check_alive` refuses what comes next."""
+        try:
+            self.house.recorder.append(event)
+        except BailiwickError:
+            return False
+        return True
+
+    def sweep(self, now: float) -> None:
+        for connection in tuple(self.connections):
+            connection.sweep(now)
+        self.upstreams.sweep(now)
+        self.leases.sweep(now)
+
+    def close(self, reason: str) -> tuple[int, list[str]]:
+        """Cuts every connection; how many there were, and the actions whose outcome is now unknown."""
+        self.closed = reason
+        known = len(self.unknown)
+        connections = tuple(self.connections)
+        for connection in connections:
+            connection.cut(reason)  # ends its exchange, which records its outcome
+        self.upstreams.close()
+        self.leases.clear()
+        return len(connections), self.unknown[known:]

@@ -1,0 +1,290 @@
+"""The walk of one action. It reads like the list in the design: understand, decide, wait for sign-off, record the intent, borrow, inject, forward,
+stream back, record the outcome. Every step that cannot be taken ends it with a refusal that names why.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from bailiwick.broker.inject import strip_and_inject
+from bailiwick.broker.messages import UseLease
+from bailiwick.critic.action import Action, Body, ModelResource, Verb
+from bailiwick.critic.budget import Reservation
+from bailiwick.critic.decision import Allow, Decision, Deny, Hold
+from bailiwick.critic.enforcement import Usage
+from bailiwick.gateway import actions, events, holds, models, pricing
+from bailiwick.gateway.exchange import AgentGone, Exchange
+from bailiwick.gateway.layers.http1 import end_to_end, request_bytes
+from bailiwick.gateway.leases import Lent
+from bailiwick.gateway.runs import Refused, dead
+from bailiwick.gateway.upstream import UpstreamConnection, UpstreamFailed
+from bailiwick.kernel.canonical import text
+from bailiwick.kernel.errors import BailiwickError, CallerError
+
+TOOL_CALLS_SHOWN_MAX = 64
+_AFTER = {"connect-timeout": 504, "answer-timeout": 504}
+
+
+async def walk(exchange: Exchange, desk: holds.HoldDesk) -> None:
+    """From a request's head to its recorded outcome."""
+    reservation: Reservation | None = None
+    try:
+        action = await understood(exchange)
+        exchange.run.check_alive()
+        decision, reservation = decided(exchange, action)
+        action, decision = await settled(exchange, desk, action, decision)
+    except (Refused, AgentGone) as ended:
+        if reservation is not None:
+            exchange.run.budget.release(reservation)
+        if isinstance(ended, Refused):
+            exchange.refuse(ended)
+        return
+    try:
+        await intended(exchange, action, decision)
+        lent = await borrowed(exchange, action)
+        await forwarded(exchange, action, lent)
+        exchange.outcome.result = "answered"
+    except Refused as refused:
+        exchange.outcome.error = refused.kind
+        exchange.refuse(refused)
+    except UpstreamFailed as failure:
+        broken_off(exchange, action, failure)
+    except AgentGone as gone:
+        exchange.outcome.error = gone.code
+        if exchange.sent and exchange.outcome.status is None and action.verb.is_effect:
+            exchange.outcome.result = "unknown"
+    finally:
+        recorded(exchange, action, reservation)
+
+
+# -- understand
+
+
+async def understood(exchange: Exchange) -> Action:
+    """The request as an action. A model call's body is read whole: which model is called stands in it. Raises Refused for what can be read two ways."""
+    run, target, head = exchange.run, exchange.target, exchange.head
+    try:
+        action = actions.normalise(head, scheme=target.scheme, host=target.name, port=target.port, run=run.id, agent=run.agent)
+    except actions.Unclear as unclear:
+        run.refuse_attempt(unclear.code, f"{target.scheme}://{target.name}:{target.port}", str(unclear))
+        raise Refused("unclear", 403, str(unclear), rules=(f"bailiwick.unclear/{unclear.code}",)) from unclear
+    if target.route is None or target.endpoint is None:
+        return action
+    raw = await exchange.read_body()
+    if (head.first(b"content-encoding") or b"identity").lower() != b"identity":
+        raise Refused("unclear", 403, "the body of a model call is compressed; send it plain, so that it can be read", rules=("bailiwick.unclear/encoding",))
+    try:
+        exchange.call = call = models.read_call(target.endpoint, raw)
+    except CallerError as error:
+        run.refuse_attempt("model-call", f"{target.route.provider}/{target.endpoint}", str(error))
+        raise Refused("unclear", 400, str(error), rules=("bailiwick.unclear/model-call",)) from error
+    resource = ModelResource(provider=target.route.provider, model=call.model, endpoint=target.endpoint, host=target.name)
+    return Action(run=run.id, agent=run.agent, verb=Verb.CALL_MODEL, resource=resource, body=Body.of(raw, action.body.content_type), arguments=call.arguments)
+
+
+# -- decide
+
+
+def decided(exchange: Exchange, action: Action) -> tuple[Decision, Reservation | None]:
+    """The critic's decision, then the budget's word on what is allowed. The ceiling of a model call is set aside."""
+    run = exchange.run
+    decision = run.decide(action)
+    if isinstance(decision, Deny):
+        return decision, None
+    call = exchange.call
+    reserved: Reservation | Deny
+    if call is None or exchange.target.route is None:
+        reserved = run.budget.reserve(calls=1, writes=int(action.verb.is_effect), egress_bytes=exchange.head.length or 0)
+    else:
+        tokens = (call.input_tokens_ceiling, call.output_tokens_ceiling)
+        cost = pricing.ceiling_microusd(exchange.target.route.provider, call.model, *tokens)
+        reserved = run.budget.reserve(calls=1, tokens=sum(tokens), microusd=cost, egress_bytes=len(exchange.body or b""))
+    return (reserved, None) if isinstance(reserved, Deny) else (decision, reserved)
+
+
+async def settled(exchange: Exchange, desk: holds.HoldDesk, action: Action, decision: Decision) -> tuple[Action, Decision]:
+    """What is done now, by which decision: an Allow, or, while the run is only observed, whatever would have been decided. Raises Refused for a Deny,
+    and for a Hold that is not granted."""
+    run = exchange.run
+    if isinstance(decision, Allow) or run.observe:
+        return action, decision
+    if isinstance(decision, Deny):
+        run.record(events.decided(run.house.ids.event(), exchange.id, action, decision, via=exchange.target.via))
+        kind = "budget" if decision.rules and decision.rules[0].startswith("budget/") else "denied"
+        raise Refused(kind, 403, decision.reason, rules=decision.rules, retry=decision.retry)
+    return await signed_off(exchange, desk, action, decision)
+
+
+async def signed_off(exchange: Exchange, desk: holds.HoldDesk, action: Action, hold: Hold) -> tuple[Action, Decision]:
+    """The body is read whole first, so that exactly the bytes shown are what is signed and what is sent."""
+    run = exchange.run
+    raw = await exchange.read_body()
+    action = replace(action, body=Body.of(raw, action.body.content_type))
+    found = await holds.opened(run, holds.request(run, exchange.id, action, hold, raw))
+    run.record(events.decided(run.house.ids.event(), exchange.id, action, hold, via=exchange.target.via, hold=found.hold))
+    await holds.parked(run, desk, found, hold, exchange.park)
+    if exchange.gone is not None:
+        raise exchange.gone
+    granted = await holds.redeemed(run, action, found.hold, hold.rules)
+    exchange.hold = found.hold
+    return action, granted
+
+
+# -- record the intent, borrow, forward
+
+
+async def intended(exchange: Exchange, action: Action, decision: Decision) -> None:
+    """The intent is written: before an effect durably, before a read without waiting. Raises Refused when the record takes nothing."""
+    run = exchange.run
+    exchange.begin(action)
+    observed = not isinstance(decision, Allow)
+    event = events.decided(run.house.ids.event(), exchange.id, action, decision, via=exchange.target.via, observed=observed, hold=exchange.hold)
+    try:
+        if action.verb.is_effect or exchange.hold is not None:
+            await run.house.tasks.start(run.house.recorder.append_durably(event))
+            run.check_alive()
+        else:
+            run.house.recorder.append(event)
+    except BailiwickError as error:
+        raise dead("recorder", "did not take the intent of this action") from error
+    if exchange.gone is not None:
+        raise exchange.gone
+
+
+async def borrowed(exchange: Exchange, action: Action) -> Lent | None:
+    """The credentials lent to this run for this host and verb, if any. Raises Refused when the broker does not answer."""
+    run, target = exchange.run, exchange.target
+    if target.name not in run.leased:
+        return None
+    verb = action.verb.value
+    now = run.house.loop.time()
+    lent = run.leases.get(target.name, verb, now)
+    if lent is None:
+        order = UseLease(run=run.id, action=exchange.id, host=target.name, verb=verb)
+        try:
+            used = await run.house.tasks.start(run.house.broker.use(order))
+        except BailiwickError as error:
+            raise dead("broker", "lends nothing for this host") from error
+        lent = Lent.of(used, now)
+        run.leases.put(target.name, verb, lent)
+        if exchange.gone is not None:
+            raise exchange.gone
+    return lent
+
+
+async def forwarded(exchange: Exchange, action: Action, lent: Lent | None) -> None:
+    """Injects, sends, and streams the answer back. A read that a kept connection closed upon, unanswered, is sent once more; nothing else ever is."""
+    run, destination = exchange.run, exchange.target.destination
+    head = outgoing(exchange, lent)
+    upstream = run.upstreams.kept(destination)
+    if upstream is not None:
+        try:
+            await exchange.ask(upstream, head)
+            return
+        except UpstreamFailed as failure:
+            if failure.code != "no-answer" or action.verb is not Verb.READ or exchange.head.framing != "none":
+                raise
+    upstream = await run.house.tasks.start(run.upstreams.connect(destination))
+    await _unless_gone(exchange, upstream)
+    await exchange.ask(upstream, head)
+
+
+async def _unless_gone(exchange: Exchange, upstream: UpstreamConnection) -> None:
+    if exchange.gone is not None:
+        exchange.run.upstreams.keep(exchange.target.destination, upstream)
+        raise exchange.gone
+    if exchange.run.closed is not None:
+        upstream.close()
+        raise AgentGone("run-closed")
+
+
+def outgoing(exchange: Exchange, lent: Lent | None) -> bytes:
+    """The head to forward: parsed fields, without what is one hop's, the verified authority as Host, framing of ours, what is injected last."""
+    head, target = exchange.head, exchange.target
+    fields = [field for field in end_to_end(head.fields) if field[0] != b"host"]
+    if lent is not None or exchange.call is not None:
+        fields = [field for field in fields if field[0] != b"accept-encoding"]
+        fields.append((b"accept-encoding", b"identity"))
+    if lent is not None:
+        fields = list(strip_and_inject(fields, lent.uses))
+        exchange.scrubber = lent.scrubber() if lent.uses else None
+        exchange.outcome.credentials = lent.credentials
+    fields.insert(0, (b"host", target.authority))
+    if exchange.body is not None:
+        if exchange.body or head.framing != "none":
+            fields.append((b"content-length", b"%d" % len(exchange.body)))
+    elif head.framing == "length":
+        fields.append((b"content-length", b"%d" % (head.length or 0)))
+    elif head.framing == "chunked":
+        fields.append((b"transfer-encoding", b"chunked"))
+    return request_bytes(head.method, target.path, fields)
+
+
+# -- record the outcome
+
+
+def broken_off(exchange: Exchange, action: Action, failure: UpstreamFailed) -> None:
+    """The upstream failed: the agent is told so, and an effect that was sent and not answered is unknown, not failed."""
+    outcome = exchange.outcome
+    outcome.error = f"{failure.code}: {failure}"
+    if outcome.status is not None:
+        outcome.result = "answered"
+    elif exchange.sent and action.verb.is_effect:
+        outcome.result = "unknown"
+    if failure.code == "address-refused":
+        exchange.refuse(Refused("denied", 403, str(failure), rules=("bailiwick.network/address",)))
+        return
+    sent = "; whether it took effect is not known" if outcome.result == "unknown" else ""
+    exchange.refuse(Refused("upstream", _AFTER.get(failure.code, 502), f"{failure}{sent}", rules=(f"bailiwick.upstream/{failure.code}",), retry="after"))
+
+
+def recorded(exchange: Exchange, action: Action, reservation: Reservation | None) -> None:
+    """Usage is credited back and the outcome written, however the action ended."""
+    run, outcome = exchange.run, exchange.outcome
+    outcome.duration_ms = int((run.house.loop.time() - exchange.started) * 1_000)
+    used = Usage(calls=1, writes=int(action.verb.is_effect), egress_bytes=outcome.request_bytes)
+    if exchange.call is not None and exchange.target.route is not None:
+        used = _model_usage(exchange, used)
+    if reservation is not None:
+        run.budget.settle(reservation, used if exchange.sent else Usage())
+    exchange.end()
+    run.record(events.finished(run.house.ids.event(), exchange.id, action, outcome))
+
+
+def _model_usage(exchange: Exchange, used: Usage) -> Usage:
+    outcome, call, route = exchange.outcome, exchange.call, exchange.target.route
+    assert call is not None
+    assert route is not None
+    outcome.model = call.model
+    if exchange.tap is None:
+        return used
+    usage = exchange.tap.finish()
+    outcome.input_tokens, outcome.output_tokens = usage.input_tokens, usage.output_tokens
+    outcome.model = usage.model or call.model
+    cost = pricing.cost_microusd(route.provider, call.model, usage)
+    outcome.cost_microusd = cost
+    outcome.usage = _shown(usage)
+    tokens = (usage.input_tokens or call.input_tokens_ceiling) + (usage.output_tokens or 0)
+    if cost is None:
+        cost = pricing.ceiling_microusd(route.provider, call.model, usage.input_tokens or call.input_tokens_ceiling, usage.output_tokens or 0)
+    return Usage(calls=1, tokens=tokens, microusd=cost, egress_bytes=used.egress_bytes)
+
+
+def _shown(usage: models.ModelUsage) -> dict[str, Any]:
+    shown = {
+        "stop_reason": usage.stop_reason,
+        "cached_input_tokens": usage.cached_input_tokens or None,
+        "reasoning_tokens": usage.reasoning_tokens or None,
+        "estimated": usage.estimated or None,
+        "complete": usage.complete,
+        "problem": usage.problem,
+        "tool_calls": [call.shown() for call in usage.tool_calls[:TOOL_CALLS_SHOWN_MAX]] or None,
+    }
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def failed(exchange: Exchange, error: BaseException) -> None:
+    """A mistake of ours: the agent is told that, and nothing of it; the loop's handler writes the rest down."""
+    exchange.run.house.loop.call_exception_handler(
+        {"message": f"exchange {text(exchange.id.encode())} failed: {type(error).__name__}", "exception": error if isinstance(error, Exception) else None}
+    )
+    exchange.refuse(dead("gateway", f"failed on this request ({type(error).__name__})"))

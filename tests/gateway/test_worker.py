@@ -1,0 +1,171 @@
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.fakes.neighbourhood import Neighbourhood, neighbourhood
+
+from bailiwick.critic.boundary import compile_boundary
+from bailiwick.critic.enforcement import ENFORCEMENT, BudgetLimits, CloseRun, OpenRun, ReportUsage, RunClosed, Usage
+from bailiwick.critic.rules import Rule
+from bailiwick.gateway import worker
+from bailiwick.gateway.links import GovernorLink
+from bailiwick.gateway.worker import Worker
+from bailiwick.kernel.channel import Channel, Heartbeat, Message, Received, Reply
+from bailiwick.kernel.errors import CallerError, NotFound
+from bailiwick.sandbox.adoption import ADOPTION, AdoptRun
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Process:
+    """A worker with both its channels, served in this process; the governor's and the launcher's ends are the test's."""
+
+    def __init__(self, place: Neighbourhood) -> None:
+        self.place = place
+        self.link = GovernorLink(place.house.loop)
+        place.house.governor = self.link
+        self.worker = Worker(place.house, self.link, place.authority)
+        self.told: list[Message] = []
+
+    async def hear(self, _channel: Channel, received: Received) -> Reply | None:
+        self.told.append(received.message)
+        return None
+
+    def order(self, run: str = "run-1") -> OpenRun:
+        compiled = compile_boundary("deployer", [Rule.model_validate({"allow": ["read"], "http": "config.internal"})], None, {})
+        return OpenRun(
+            run=run, agent="deployer", boundary=compiled.to_json(), observe=False, hosts=self.place.hosts, models=[], budget=BudgetLimits(), used=Usage(),
+            leased=[],
+        )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def process(directory: Path) -> AsyncIterator[tuple[Process, Channel, Channel]]:
+    async with neighbourhood(directory) as place, anyio.create_task_group() as group:
+        built = Process(place)
+        ends = [socket.socketpair(), socket.socketpair()]
+        governor, launcher = Channel(ends[0][0], ENFORCEMENT, built.hear), Channel(ends[1][0], ADOPTION)
+        for channel in (governor, launcher, Channel(ends[0][1], ENFORCEMENT, built.worker.enforce), Channel(ends[1][1], ADOPTION, built.worker.adopt)):
+            group.start_soon(channel.run)
+        yield built, governor, launcher
+        built.worker.close("the test is over")
+        governor.close()
+        launcher.close()
+
+
+def listener() -> tuple[socket.socket, int]:
+    sock = socket.create_server(("127.0.0.1", 0))
+    return sock, sock.getsockname()[1]
+
+
+async def ask(port: int, raw: bytes) -> bytes:
+    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(raw)
+        with anyio.fail_after(10):
+            return await stream.receive()
+
+
+@pytest.mark.anyio
+async def test_a_run_is_opened_adopted_served_and_closed(tmp_path: Path) -> None:
+    """The launcher's listener serves the governor's run; closing it refuses new connections and reports what was used."""
+    async with process(tmp_path) as (built, governor, launcher):
+        await built.place.pin("config.internal")
+        await governor.tell(Heartbeat(number=1))
+        await governor.call(built.order())
+        sock, port = listener()
+        read, write = os.pipe()
+        await launcher.call(AdoptRun(run="run-1", names=["tcp:80", "stdout"]), descriptors=[sock.fileno(), read])
+        sock.close()
+        os.close(read)
+        os.write(write, "hellö\n".encode())
+        answer = await ask(port, b"GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % port)
+        assert answer.startswith(b"HTTP/1.1 403 ")  # the dialled address is what it is: loopback, which no rule allows
+        recorder = built.place.recorder
+        await built.place.until(lambda: bool(recorder.of("run.output")))
+        assert recorder.of("run.output")[0].body == {"stream": "stdout", "text": "hellö\n"}
+        closed = (await governor.call(CloseRun(run="run-1", reason="over"))).message
+        assert isinstance(closed, RunClosed)
+        assert closed.unfinished == []
+        with pytest.raises(OSError, match="attempts failed"):
+            await anyio.connect_tcp("127.0.0.1", port)
+        await built.place.until(lambda: any(isinstance(message, ReportUsage) for message in built.told))
+        os.close(write)
+
+
+@pytest.mark.anyio
+async def test_descriptors_of_an_unknown_run_or_name_are_closed(tmp_path: Path) -> None:
+    """What is not served is not kept."""
+    async with process(tmp_path) as (built, governor, launcher):
+        sock, _port = listener()
+        with pytest.raises(NotFound):
+            await launcher.call(AdoptRun(run="run-9", names=["tcp:80"]), descriptors=[sock.fileno()])
+        await governor.call(built.order())
+        for names in (["tcp:80", "tap"], ["sctp:9"], ["udp:54"]):
+            with pytest.raises(CallerError):
+                await launcher.call(AdoptRun(run="run-1", names=names), descriptors=[sock.fileno()])
+        sock.close()
+
+
+@pytest.mark.anyio
+async def test_a_silent_governor_denies_everything_and_keeps_the_listeners(tmp_path: Path) -> None:
+    """Without a heartbeat the answer is 503 and names the governor; with one the same connection is served again."""
+    async with neighbourhood(tmp_path, {"allow": ["read"], "http": "config.internal"}) as place:
+        await place.pin("config.internal")
+        place.governor.fresh = False
+        wire = await place.dial("config.internal", 80)
+        answer = await wire.ask(b"GET / HTTP/1.1\r\nHost: config.internal\r\n\r\n")
+        assert answer.status == 503
+        assert b"bailiwick.governor" in answer.body
+        place.governor.fresh = True
+        answer = await wire.ask(b"GET / HTTP/1.1\r\nHost: config.internal\r\n\r\n")
+        assert answer.status == 200
+
+
+@pytest.mark.anyio
+async def test_the_process_serves_both_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run` serves until it is told to stop, on uvloop."""
+    seen: dict[str, Any] = {}
+
+    async def stop(self: Worker) -> None:
+        import asyncio
+
+        seen["loop"] = type(asyncio.get_running_loop()).__module__
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "tick", stop)
+    from bailiwick.kernel.accounts import Accounts
+    from bailiwick.kernel.clock import SystemClock
+    from bailiwick.kernel.layout import Layout
+    from bailiwick.trust.interception import InterceptionAuthority
+
+    sockets = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+    for number, sock in enumerate(sockets):
+        sock.bind(str(tmp_path / str(number)))
+        sock.listen()
+
+    def work() -> None:
+        with contextlib.suppress(BaseExceptionGroup, KeyboardInterrupt):
+            worker.run(
+                name="gateway-0",
+                listener=sockets[0],
+                adopt_listener=sockets[1],
+                layout=Layout(tmp_path),
+                accounts=Accounts.for_machine(uid=os.getuid() or 1000, gid=0, workers=1),
+                authority=InterceptionAuthority.create(SystemClock()),
+            )
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    await anyio.to_thread.run_sync(thread.join)
+    for sock in sockets:
+        sock.close()
+    assert seen["loop"].startswith("uvloop")
