@@ -207,22 +207,23 @@ class Channel:
             return
         assert isinstance(frame.message, Message)
         received = Received(frame.message, taken)
+        busy = self._serving >= limits.REQUESTS_IN_FLIGHT_MAX
         self._serving += 1
         self._unserved[id(received)] = received
-        tasks.start_soon(self._serve, frame, received)
+        tasks.start_soon(self._serve, frame, received, busy)
 
-    async def _serve(self, frame: Frame, received: Received) -> None:
+    async def _serve(self, frame: Frame, received: Received, busy: bool) -> None:
         # A task that is cancelled before it has begun never comes here: `close` closes what it would have taken.
         if self._unserved.pop(id(received), None) is None:
             return
         try:
-            await self._handle(frame, received)
+            await self._handle(frame, received, busy)
         finally:
             self._serving -= 1
 
-    async def _handle(self, frame: Frame, received: Received) -> None:
+    async def _handle(self, frame: Frame, received: Received, busy: bool) -> None:
         try:
-            if self._serving > limits.REQUESTS_IN_FLIGHT_MAX or self._handler is None:
+            if busy or self._handler is None:
                 received.close()
                 if self._handler is None:
                     raise CallerError(f"{self._service.name}: this end takes no requests")
