@@ -45,9 +45,14 @@ def become(account: Account) -> None:
         raise BackendError(f"process {account.name} runs as uid {os.getuid()}; must be {account.uid}")
 
 
+def promise_no_new_privileges() -> None:
+    """From here on no exec gives this process or its children anything: setuid bits and file capabilities have no effect."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
 def harden() -> None:
     """No new privileges, no core dump, no ptrace or /proc/PID/mem by others of our uid, files private unless said otherwise."""
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    promise_no_new_privileges()
     _prctl(_PR_SET_DUMPABLE, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
@@ -93,7 +98,7 @@ _FS_FILE_RIGHTS = 0b111 | (1 << 14) | (1 << 15)  # execute, write, read; truncat
 def _allow_beneath(ruleset: int, tree: Path, rights: int) -> None:
     try:
         descriptor = os.open(tree, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # what this uid cannot reach it needs no leave for
         return
     try:
         rule = _PathBeneath(rights if tree.is_dir() else rights & _FS_FILE_RIGHTS, descriptor)

@@ -1,0 +1,59 @@
+"""Starting the group behind a terminal, and asking whether it is there."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bailiwick.kernel import environment
+from bailiwick.kernel.errors import BackendError
+from bailiwick.kernel.layout import Layout
+
+READY_SECONDS_MAX = 15.0
+
+
+def start_detached(path: Path | None, layout: Layout, *, idle_exit_seconds: float | None = None, workers: int | None = None) -> int:
+    """Starts `up` behind the terminal and returns its pid once its API answers. BackendError with what it said when it does not come up in time."""
+    layout.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    packed = environment.pack(os.environb)
+    command = [sys.executable, "-m", "bailiwick.cli", "up"]
+    command += ["--config", str(path.absolute())] if path is not None else ["--no-config"]
+    command += ["--idle-exit", str(idle_exit_seconds)] if idle_exit_seconds is not None else []
+    command += ["--workers", str(workers)] if workers is not None else []
+    log_path = layout.root / "up.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment.harmless(os.environ, packed) | {"BAILIWICK_STATE": str(layout.root)},
+            pass_fds=[packed],
+            start_new_session=True,
+        )
+    os.close(packed)
+    deadline = time.monotonic() + READY_SECONDS_MAX
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise BackendError(f"the installation did not come up: {log_path.read_text(errors='replace').strip() or 'it said nothing'}")
+        if is_up(layout):
+            return process.pid
+        time.sleep(0.01)
+    process.terminate()
+    raise BackendError(f"the installation did not come up within {READY_SECONDS_MAX:g} s; {log_path} and {layout.logs} say why")
+
+
+def is_up(layout: Layout) -> bool:
+    """Whether a group serves this state directory and its API answers."""
+    probe = socket.socket(socket.AF_UNIX)
+    probe.settimeout(READY_SECONDS_MAX)
+    try:
+        probe.connect(layout.socket("api"))
+        probe.sendall(b"GET /v1/status HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n")
+        return b" 200 " in probe.recv(64)
+    except OSError:
+        return False
+    finally:
+        probe.close()

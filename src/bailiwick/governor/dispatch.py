@@ -1,0 +1,313 @@
+"""From a request to a running agent, and from its end to nothing left. Every step may be repeated; each is on file before it is taken.
+
+A start undoes itself by being ended. An end is never given up: a step whose process is down is tried again until it is done, because a listener, a
+lease or a process that is still there is not an ended run.
+"""
+
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from bailiwick.broker.messages import GrantLease, RevokeLeases
+from bailiwick.critic.enforcement import CloseRun, Usage
+from bailiwick.governor.lifecycle import (
+    CleanedUp,
+    Dispatched,
+    Exited,
+    Frozen,
+    KillOrdered,
+    LifecycleEvent,
+    Lost,
+    PreparationFailed,
+    RunState,
+    Started,
+    Thawed,
+    follow,
+)
+from bailiwick.governor.links import Link
+from bailiwick.governor.live import Ending, Live
+from bailiwick.governor.repository import Runs
+from bailiwick.kernel import limits
+from bailiwick.kernel.channel import Message
+from bailiwick.kernel.clock import Clock, timestamp
+from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError, Conflict, PeerError
+from bailiwick.kernel.ids import SequenceOfIds, new_lease_id
+from bailiwick.record.client import RecordClient
+from bailiwick.record.event import Event
+from bailiwick.sandbox.messages import (
+    AgentExited,
+    AgentStarted,
+    CollectWorkspace,
+    CreateSandbox,
+    DestroySandbox,
+    FreezeRun,
+    HandOver,
+    KillRun,
+    SandboxCreated,
+    SandboxesListed,
+    StartAgent,
+    ThawRun,
+    WorkspaceCollected,
+)
+
+CREATE_SECONDS_MAX = 60.0  # a large workspace is copied
+_RETRY_SECONDS_FIRST = 0.05
+_RETRY_SECONDS_MAX = 2.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Neighbours:
+    """What the governor acts through."""
+
+    launcher: Link
+    broker: Link
+    workers: Mapping[str, Link]
+    recorder: RecordClient
+    usage: Callable[[str], Usage]  # by the record
+    checkpoint: Callable[[], Awaitable[None]]
+    void_holds: Callable[[str], Awaitable[None]]  # of a run that is ending
+
+
+class Dispatcher:
+    def __init__(self, neighbours: Neighbours, runs: Runs, directory: Path, clock: Clock) -> None:
+        self.live: dict[str, Live] = {}
+        self._near = neighbours
+        self._runs = runs
+        self._directory = directory
+        self._clock = clock
+        self._ids = SequenceOfIds()
+        self._fewer = anyio.Event()
+
+    async def wait_empty(self) -> None:
+        """Until every run has ended."""
+        while self.live:
+            await self._fewer.wait()
+
+    def pick_worker(self) -> str:
+        """The worker with the fewest runs."""
+        load = dict.fromkeys(self._near.workers, 0)
+        for live in self.live.values():
+            load[live.worker] = load.get(live.worker, 0) + 1
+        return min(self._near.workers, key=lambda name: load[name])
+
+    async def record(self, live: Live, kind: str, **body: Any) -> int:
+        """Durably: what follows may rely on it."""
+        event = Event(id=self._ids.event(), kind=kind, time=timestamp(self._clock.now()), run=live.run, agent=live.agent, body=body)
+        return await self._near.recorder.append_durably(event)
+
+    async def keep(self, live: Live) -> None:
+        """The whole life of one run, from wherever it stands, to its end."""
+        if live.state in (RunState.REQUESTED, RunState.PREPARING):
+            await self._start(live)
+        await live.finished.wait()
+        assert live.ending is not None
+        self._runs.note_ending(live.run, live.ending)
+        await self._end(live)
+        self.live.pop(live.run, None)
+        self._fewer.set()
+        self._fewer = anyio.Event()
+
+    async def _start(self, live: Live) -> None:
+        if live.state is RunState.PREPARING:  # by a governor that died in it: nobody knows how far it came
+            self._move(live, Lost())
+            live.finish(Ending("lost", "the governor was restarted while the run was prepared"))
+            return
+        try:
+            self._move(live, Dispatched())
+            await self._lend(live, self._near.broker.call)
+            await self._open(live)
+            await self._create(live)
+            await self.record(live, "run.started", command=live.definition.spec.command)
+            started = await self._near.launcher.call(StartAgent(run=live.run))
+            if not isinstance(started, AgentStarted):
+                raise PeerError("launcher answered StartAgent with something else")
+            if live.ending is None and live.exited is None:  # else it was killed, or was quicker than this answer
+                self._move(live, Started())
+                self._runs.note_started(live.run, timestamp(self._clock.now()))
+        except BailiwickError as error:
+            if live.ending is None:
+                self._move(live, PreparationFailed())
+                live.finish(Ending("refused" if isinstance(error, CallerError) else "sandbox", str(error)))
+
+    async def _lend(self, live: Live, call: Callable[[Message], Awaitable[Message]]) -> None:
+        """(Again:) every lease of the run, with its first expiry."""
+        for index, terms in enumerate(live.definition.leases):
+            if len(live.leases) <= index:
+                live.leases[new_lease_id()] = timestamp(self._clock.now() + timedelta(seconds=terms.ttl_seconds))
+            lease, expires = list(live.leases.items())[index]
+            grant = GrantLease(
+                lease=lease,
+                run=live.run,
+                agent=live.agent,
+                worker=live.worker,
+                credential=terms.credential,
+                hosts=terms.hosts,
+                verbs=terms.verbs,
+                template=terms.template,
+                expires=expires,
+            )
+            await call(grant)
+
+    async def _open(self, live: Live) -> None:
+        await self._near.workers[live.worker].call(live.open_run(live.used))
+        live.opened = True
+
+    async def _create(self, live: Live) -> None:
+        created = await self._near.launcher.call(CreateSandbox(run=live.run, worker=live.worker, spec=live.definition.spec), seconds_max=CREATE_SECONDS_MAX)
+        if not isinstance(created, SandboxCreated):
+            raise PeerError("launcher answered CreateSandbox with something else")
+        await self.record(
+            live,
+            "run.probed",
+            backend=created.backend,
+            findings=[msgspec.to_builtins(finding) for finding in created.findings],
+            capabilities=created.capabilities,
+            workspace_files=created.workspace_files,
+        )
+        broken = [finding.check for finding in created.findings if not finding.held]
+        if broken:
+            raise BackendError(f"the probe found the sandbox open: {', '.join(broken)}; `bailiwick doctor` says what this machine lacks")
+
+    async def _end(self, live: Live) -> None:
+        ending = live.ending
+        assert ending is not None
+        if ending.cause in ("exited", "memory", "pids", "disk"):  # the agent is gone: what it wrote is still in its pipes
+            await self._until_done(live, "launcher", lambda: self._near.launcher.call(KillRun(run=live.run, reason=ending.cause)))
+            await self._close(live, ending)
+        else:  # close first: nothing more leaves, whatever the processes do until they are gone
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._close, live, ending)
+                tasks.start_soon(self._until_done, live, "launcher", lambda: self._near.launcher.call(KillRun(run=live.run, reason=ending.cause)))
+        await self._until_done(live, "broker", lambda: self._near.broker.call(RevokeLeases(run=live.run, reason=ending.cause)))
+        await self._near.void_holds(live.run)
+        await self._collect(live)
+        await self._until_done(live, "launcher", lambda: self._near.launcher.call(DestroySandbox(run=live.run)))
+        used = await self._totals(live)
+        await self._until_done(
+            live,
+            "recorder",
+            lambda: self.record(live, "run.ended", cause=ending.cause, detail=ending.detail, status=ending.status, used=msgspec.to_builtins(used)),
+        )
+        self._runs.note_ended(live.run, timestamp(self._clock.now()), used)
+        self._move(live, CleanedUp())
+        with anyio.move_on_after(limits.CALL_SECONDS_MAX):
+            try:
+                await self._near.checkpoint()
+            except BailiwickError as error:  # the next second's checkpoint covers the run as well
+                print(f"checkpoint at the end of {live.run}: {error}", flush=True)  # noqa: T201
+
+    async def _close(self, live: Live, ending: Ending) -> None:
+        if live.opened:
+            worker = self._near.workers.get(live.worker)
+            if worker is not None:
+                await self._until_done(live, live.worker, lambda: worker.call(CloseRun(run=live.run, reason=ending.cause)))
+
+    async def _totals(self, live: Live) -> Usage:
+        try:
+            return self._near.usage(live.run)
+        except BailiwickError:
+            return live.used
+
+    async def _collect(self, live: Live) -> None:
+        if live.definition.workspace is None or live.ending is None or live.ending.cause == "lost":
+            return
+        try:
+            collected = await self._near.launcher.call(CollectWorkspace(run=live.run), seconds_max=CREATE_SECONDS_MAX)
+        except BailiwickError as error:
+            print(f"workspace of {live.run} is not collected: {error}", flush=True)  # noqa: T201
+            return
+        assert isinstance(collected, WorkspaceCollected)
+        archive = self._keep_archive(live, collected.archive)
+        changes = [msgspec.to_builtins(change) for change in collected.changes]
+        self._runs.note_changes(live.run, msgspec.json.encode({"changes": changes, "refused": collected.refused}), archive)
+        await self._until_done(
+            live, "recorder", lambda: self.record(live, "run.workspace", changes=changes[:500], changed=len(changes), refused=collected.refused[:100])
+        )
+
+    def _keep_archive(self, live: Live, archive: str) -> str | None:
+        if not archive:
+            return None
+        kept = self._directory / "workspaces" / f"{live.run}.tar"
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        shutil.copyfile(archive, kept)
+        return str(kept)
+
+    async def _until_done(self, live: Live, name: str, step: Callable[[], Awaitable[Any]]) -> None:
+        """An end is never given up."""
+        wait = _RETRY_SECONDS_FIRST
+        while True:
+            try:
+                await step()
+                return
+            except BailiwickError as error:
+                print(f"end of {live.run}: {name}: {error}; trying again", flush=True)  # noqa: T201
+            await anyio.sleep(wait)
+            wait = min(wait * 2, _RETRY_SECONDS_MAX)
+
+    # What is ordered or heard while a run lives.
+
+    async def kill(self, live: Live, ending: Ending, **who: Any) -> None:
+        if live.state in (RunState.ENDING, RunState.ENDED):
+            raise Conflict(f"run {live.run} is {live.state} already")
+        await self.record(live, "run.killed", cause=ending.cause, detail=ending.detail, **who)
+        if live.state not in (RunState.ENDING, RunState.ENDED):  # it may have ended while that was written
+            self._move(live, KillOrdered())
+            live.finish(ending)
+
+    async def pause(self, live: Live, **who: Any) -> None:
+        follow(live.state, Frozen())
+        await self._near.launcher.call(FreezeRun(run=live.run))
+        self._move(live, Frozen())
+        await self.record(live, "run.paused", **who)
+
+    async def resume(self, live: Live, **who: Any) -> None:
+        follow(live.state, Thawed())
+        await self.record(live, "run.resumed", **who)
+        await self._near.launcher.call(ThawRun(run=live.run))
+        self._move(live, Thawed())
+
+    def heard_exit(self, exited: AgentExited) -> None:
+        live = self.live.get(exited.run)
+        if live is None or live.state in (RunState.ENDING, RunState.ENDED):
+            return
+        live.exited = exited
+        if live.state in (RunState.RUNNING, RunState.PAUSED):
+            self._move(live, Exited())
+        elif live.state is RunState.PREPARING:  # it was quicker than the answer that it had started
+            self._move(live, Started())
+            self._move(live, Exited())
+        live.finish(Ending(exited.cause, exited.detail, exited.status))
+
+    def reconcile(self, listed: SandboxesListed) -> list[str]:
+        """What the launcher holds against what should be; returns the sandboxes nobody answers for."""
+        states = {sandbox.run: sandbox for sandbox in listed.sandboxes}
+        for live in list(self.live.values()):
+            sandbox = states.get(live.run)
+            if sandbox is not None and sandbox.exited is not None:
+                self.heard_exit(sandbox.exited)
+            elif sandbox is None and live.state in (RunState.RUNNING, RunState.PAUSED):
+                self._move(live, Lost())
+                live.finish(Ending("lost", "the launcher ended and its sandboxes with it"))
+        return [run for run in states if run not in self.live]
+
+    async def greet_worker(self, name: str) -> None:
+        """A worker that was started anew is told its runs and handed their listeners."""
+        for live in [live for live in self.live.values() if live.worker == name and live.opened and live.ending is None]:
+            await self._near.workers[name].call_now(live.open_run(self._near.usage(live.run)))
+            await self._near.launcher.call(HandOver(run=live.run, worker=name))
+
+    async def greet_broker(self) -> None:
+        """A broker that was started anew is told every live lease."""
+        for live in [live for live in self.live.values() if live.leases and live.ending is None]:
+            await self._lend(live, self._near.broker.call_now)
+
+    def _move(self, live: Live, event: LifecycleEvent) -> None:
+        following = follow(live.state, event)
+        self._runs.move(live.run, live.state, following)
+        live.state = following

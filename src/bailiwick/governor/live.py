@@ -1,0 +1,58 @@
+"""A run that is not over, as the governor holds it in memory: its row's state, what is measured, and what its keeper waits for."""
+
+from dataclasses import dataclass, field
+
+import anyio
+
+from bailiwick.critic.enforcement import OpenRun, Usage
+from bailiwick.governor.definition import RunDefinition
+from bailiwick.governor.lifecycle import RunState
+from bailiwick.kernel.ids import RunId
+from bailiwick.sandbox.messages import AgentExited
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a run ends. `cause` is one of exited, killed, wall, memory, pids, disk, refused, sandbox, lost; `detail` is for people."""
+
+    cause: str
+    detail: str = ""
+    status: int | None = None
+
+
+@dataclass(slots=True)
+class Live:
+    run: RunId
+    agent: str
+    task: str
+    operator: str
+    definition: RunDefinition
+    state: RunState
+    worker: str
+    elapsed_seconds: float = 0.0
+    parked: int = 0  # actions that wait for sign-off: the wall clock stands still
+    used: Usage = field(default_factory=Usage)
+    opened: bool = False  # the worker was told OpenRun
+    leases: dict[str, str] = field(default_factory=dict)  # lease id: expiry, as granted
+    ending: Ending | None = None
+    finished: anyio.Event = field(default_factory=anyio.Event)  # `ending` is set
+    exited: AgentExited | None = None
+
+    def finish(self, ending: Ending) -> None:
+        """The first cause stands."""
+        if self.ending is None:
+            self.ending = ending
+        self.finished.set()
+
+    def open_run(self, used: Usage) -> OpenRun:
+        return OpenRun(
+            run=self.run,
+            agent=self.agent,
+            boundary=self.definition.boundary,
+            observe=self.definition.observe,
+            hosts=self.definition.hosts,
+            models=self.definition.models,
+            budget=self.definition.budget,
+            used=used,
+            leased=sorted({host for terms in self.definition.leases for host in terms.hosts}),
+        )

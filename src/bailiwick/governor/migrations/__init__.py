@@ -1,0 +1,1 @@
+"""The governor's tables, a step a file."""
