@@ -1,0 +1,259 @@
+import json
+import os
+import pty
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bailiwick.governor.views import RunView
+
+
+def plays(governance: Any, *steps: Any) -> None:
+    """What every run does as soon as it is asked for."""
+
+    def play(run: RunView) -> None:
+        for step in steps:
+            step(governance, run.run)
+
+    governance.on_request = play
+
+
+def says(text: str, stream: str = "stdout") -> Any:
+    return lambda governance, run: governance.commit("run.output", run=run, body={"stream": stream, "text": text})
+
+
+def ends(**how: Any) -> Any:
+    return lambda governance, run: governance.end(run, **how)
+
+
+def acts(decision: str, **body: Any) -> Any:
+    def act(governance: Any, run: str) -> None:
+        fields = {"action": f"a-{len(governance.log)}", "verb": "write", "resource": "https://config.internal/v1/x"}
+        governance.commit("action.decided", run=run, decision=decision, body={"rules": ["rule[0]"], "method": "PUT", **body}, **fields)
+        if decision == "allow":
+            governance.commit("action.finished", run=run, body={"result": "answered", "status": 200, "duration_ms": 12}, **fields)
+
+    return act
+
+
+def test_an_agents_run_is_watched_to_its_end(cli: Any) -> None:
+    """The agent's output is our output, what it did and what was decided is on standard error, and the status says how it ended."""
+    plays(cli.governance, says("hello\n"), says("oops\n", "stderr"), acts("allow"), acts("deny", reason="not in the boundary"), ends())
+    out = cli("run", "deployer", "nightly")
+    assert out == "hello\n"
+    for words in ("oops", "PUT https://config.internal/v1/x", "allowed", "200", "12 ms", "denied", "not in the boundary", "exit status 0"):
+        assert words in cli.err
+    request, _ = cli.governance.requests[0]
+    assert (request.agent, request.task, request.observe) == ("deployer", "nightly", False)
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ({"cause": "exited", "status": 0}, 0),
+        ({"cause": "exited", "status": 3}, 1),
+        ({"cause": "exited", "status": -9}, 1),
+        ({"cause": "refused", "status": None, "detail": "no such command"}, 4),
+        ({"cause": "sandbox", "status": None}, 5),
+        ({"cause": "lost", "status": None}, 5),
+        ({"cause": "killed", "status": None}, 8),
+        ({"cause": "wall", "status": None}, 8),
+        ({"cause": "memory", "status": -9}, 8),
+    ],
+    ids=str,
+)
+def test_the_status_says_how_it_ended(cli: Any, how: dict[str, Any], status: int) -> None:
+    """The agent's failure, ours, and a limit are told apart."""
+    plays(cli.governance, ends(**how))
+    cli("run", "deployer", status=status)
+    assert how.get("detail", "") in cli.err
+
+
+def test_a_command_is_everything_after_the_dashes(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own options are its own, the directory it is asked from is its workspace, and the PATH is the asker's."""
+    plays(cli.governance, ends())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/opt/x")
+    cli("run", "--observe", "--", "python", "a.py", "--json", "--", "x")
+    request, _ = cli.governance.requests[0]
+    assert request.command == ["python", "a.py", "--json", "--", "x"]
+    assert (request.observe, request.workspace, request.search_path) == (True, str(tmp_path), "/usr/bin:/opt/x")
+    cli("run", "--no-workspace", "--", "true")
+    assert cli.governance.requests[1][0].workspace is None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cli("run", "--", "true")
+    assert cli.governance.requests[2][0].workspace is None
+    assert "is not copied in" in cli.err
+
+
+def test_what_makes_no_run_is_a_usage_error(cli: Any, tmp_path: Path) -> None:
+    """Neither agent nor command, both, or an option that does not belong."""
+    for args in (["run"], ["run", "a", "--", "b"], ["run", "a", "-w", str(tmp_path)], ["run", "--nonsense"]):
+        cli(*args, status=2)
+    cli("run", "-w", str(tmp_path / "none"), "--", "true", status=4)
+    assert "is not a directory" in cli.err
+    cli("run", "nobody", status=4)
+    assert "known: deployer" in cli.err
+
+
+def test_events_as_json_lines(cli: Any) -> None:
+    """Each event whole, one a line, and nothing else on standard output."""
+    plays(cli.governance, says("x\n"), ends())
+    kinds = [json.loads(line)["event"]["kind"] for line in cli("run", "deployer", "--json").splitlines()]
+    assert kinds == ["run.requested", "run.output", "run.ended"]
+
+
+def test_detached(cli: Any) -> None:
+    """The id and nothing else; the run goes on."""
+    run = cli("run", "deployer", "--detach").strip()
+    assert cli.governance.known_runs[run].state == "running"
+
+
+def test_a_hold_says_how_to_answer_it(cli: Any) -> None:
+    """Without a terminal the run waits, and standard error has the whole of what is asked and the commands that answer."""
+    process = cli.start("run", "deployer")
+    wait_until(lambda: cli.governance.known_runs)
+    (run,) = cli.governance.known_runs
+    hold = cli.do(cli.governance.open_hold, run).hold
+    lines = []
+    while not lines or "bailiwick approve" not in lines[-1]:
+        lines.append(process.stderr.readline())
+        assert lines[-1]
+    shown = "".join(lines)
+    for words in (hold, "PUT https://config.internal/v1/production/flags", '{"rollout": 100}', "oncall", f"bailiwick deny {hold} --why"):
+        assert words in shown
+    cli("approve", hold, "--why", "checked", "--yes")
+    cli.do(cli.governance.end, run)
+    assert process.wait(10) == 0
+    assert "granted by" in process.communicate()[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_run_and_waits_until_it_has(cli: Any, number: signal.Signals) -> None:
+    """One kill is ordered, the end is waited for, and the status is 130."""
+    process = cli.start("run", "deployer")
+    wait_until(lambda: cli.governance.known_runs)
+    assert "requested" in process.stderr.readline()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted: ending the run" in err
+    assert [run.state for run in cli.governance.known_runs.values()] == ["ended"]
+    assert cli.governance.stopped_by is None  # it did not start the processes, so it does not stop them
+
+
+def test_a_second_interrupt_does_not_wait(cli: Any) -> None:
+    """Who insists is let go, and told that the run may go on."""
+    cli.governance.end_on_kill = False
+    process = cli.start("run", "deployer")
+    assert "requested" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: any(event.event["kind"] == "run.killed" for event in cli.governance.log))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "bailiwick ps" in err
+
+
+def wait_until(condition: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Terminal:
+    """A program on a terminal of 80 columns, and what it has shown so far."""
+
+    def __init__(self, cli: Any, *args: str) -> None:
+        import fcntl
+        import struct
+        import termios
+
+        self.fd, inner = pty.openpty()
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+        environment = {"stdin": inner, "stdout": inner, "stderr": inner, "start_new_session": True}
+        before = os.environ.pop("NO_COLOR", None)
+        self.process = _coloured(cli, args, environment)
+        if before is not None:
+            os.environ["NO_COLOR"] = before
+        os.close(inner)
+        self.shown = ""
+
+    def until(self, words: str, seconds: float = 10.0) -> str:
+        deadline = time.monotonic() + seconds
+        while words not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            if select.select([self.fd], [], [], 0.1)[0]:
+                try:
+                    self.shown += os.read(self.fd, 65536).decode()
+                except OSError:
+                    assert words in self.shown, self.shown
+        return self.shown
+
+    def type(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def end(self) -> int:
+        deadline = time.monotonic() + 15
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.shown
+            if select.select([self.fd], [], [], 0.05)[0]:
+                try:
+                    self.shown += os.read(self.fd, 65536).decode()
+                except OSError:
+                    break
+        status = self.process.wait(5)
+        os.close(self.fd)
+        return status
+
+
+def _coloured(cli: Any, args: tuple[str, ...], options: dict[str, Any]) -> Any:
+    import subprocess
+    import sys
+
+    environment = {**os.environ, "BAILIWICK_STATE": str(cli.state), "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+    environment.pop("COLUMNS", None)
+    return subprocess.Popen([sys.executable, "-m", "bailiwick.cli", *args], env=environment, **options)
+
+
+def test_on_a_terminal_a_hold_is_answered_by_a_key(cli: Any) -> None:
+    """The person at the keyboard sees all of it, and y lets it happen; a key pressed before it was shown counts for nothing."""
+    terminal = Terminal(cli, "run", "deployer", "nightly")
+    terminal.until("requested")
+    terminal.type("y")
+    (run,) = cli.governance.known_runs
+    hold = cli.do(cli.governance.open_hold, run).hold
+    terminal.until("y approves, n denies")
+    time.sleep(0.5)
+    assert cli.governance.known_holds[hold].state == "pending"
+    terminal.type("y")
+    wait_until(lambda: cli.governance.known_holds[hold].state == "granted")
+    terminal.until("granted by")
+    cli.do(cli.governance.end, run)
+    assert terminal.end() == 0
+    assert '{"rollout": 100}' in terminal.shown
+
+
+def test_on_a_terminal_nothing_an_agent_writes_is_obeyed(cli: Any) -> None:
+    """Escape sequences, in output and in names, are shown and not acted on; the terminal is as it was afterwards."""
+    plays(cli.governance, says("\x1b]0;owned\x07\x1b[2J\rtext\n"), acts("deny", reason="x\x1b[31m"), ends())
+    terminal = Terminal(cli, "run", "deployer")
+    assert terminal.end() == 0
+    assert "\x1b]0;" not in terminal.shown
+    assert "\x1b[2J" not in terminal.shown
+    assert "\\u{1b}]0;owned" in terminal.shown
+
+
+def test_on_a_terminal_ctrl_c_ends_the_run(cli: Any) -> None:
+    """As a key, not as a signal sent from elsewhere."""
+    terminal = Terminal(cli, "run", "deployer")
+    terminal.until("requested")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 130
+    assert [run.state for run in cli.governance.known_runs.values()] == ["ended"]
