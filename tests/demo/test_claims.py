@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bailiwick.cli.demo import scripts
-from bailiwick.cli.demo.claims import PRODUCTION, STAGING, Evidence, check
+from bailiwick.cli.demo.claims import PRODUCTION, STAGING, Evidence, agent_output, check
 from bailiwick.cli.demo.world import MODEL, Journals
 
 CONFIG = "https://config.internal"
@@ -174,3 +174,9 @@ def test_empty_evidence_passes_nothing_by_silence() -> None:
         "intent stands before outcome",
         "nothing is left",
     }
+
+
+def test_the_agents_output_is_in_the_record() -> None:
+    """Pieces of output, in order, are the text the agent wrote."""
+    pieces = [event("run.output", body={"stream": "stdout", "text": text}) for text in ("model: gpt, ", "key: x\n")]
+    assert agent_output([*pieces, event("run.ended")]) == "model: gpt, key: x\n"

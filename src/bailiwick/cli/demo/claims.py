@@ -21,7 +21,7 @@ RecordedEvent = Mapping[str, Any]  # `record.event.Event` as an object
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """`events` in the order of the record. `summary` is the text of the agent's summary.json as it came back with its workspace. `approved` is what the
+    """`events` in the order of the record. `output` may be `agent_output(events)`. `summary` is the text of the agent's summary.json as it came back with its workspace. `approved` is what the
     approver said. `verified` is None, or what verifying the export found wrong. `altered` and `found` are the sequence number that was changed in
     a copy and the one the verification named. `written` is every byte the product wrote (record, export, logs, states). `remains` is what is left of
     the run on this machine, by name."""
@@ -49,6 +49,12 @@ class Finding:
 
 Check = Callable[[Evidence], tuple[bool, str]]
 _CLAIMS: list[tuple[str, Check]] = []
+
+
+def agent_output(events: Iterable[RecordedEvent]) -> str:
+    """What the agent wrote on its standard output and error, from the record."""
+    written = (event.get("body", {}) for event in events if event["kind"] == "run.output")
+    return "".join(str(body.get("text", "")) for body in written)
 
 
 def check(evidence: Evidence) -> list[Finding]:

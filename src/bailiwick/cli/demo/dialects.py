@@ -59,6 +59,12 @@ def field(document: Any, name: str, kind: type[Any], default: Any = None) -> Any
     return value
 
 
+def objects(document: Any, name: str) -> list[dict[str, Any]]:
+    """The objects of an optional list; what else stands there is overlooked."""
+    value = document.get(name)
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
 def flatten(content: Any) -> str:
     """The text of a content field: a string, or a list of typed parts."""
     if isinstance(content, str):
@@ -84,8 +90,9 @@ def openai_refusal(status: int, message: str) -> dict[str, Any]:
 class ChatCompletions:
     def read(self, document: Any, known: Mapping[str, Conversation]) -> Asked:
         turns = [self._turn(message) for message in field(document, "messages", list)]
-        tools = [str(tool.get("function", {}).get("name", "")) for tool in document.get("tools") or [] if isinstance(tool, dict)]
-        options = document.get("stream_options") or {}
+        functions = [tool.get("function") for tool in objects(document, "tools")]
+        tools = [str(function.get("name", "")) for function in functions if isinstance(function, dict)]
+        options = document.get("stream_options")
         return opened(document, turns, tools, include_usage=bool(isinstance(options, dict) and options.get("include_usage")))
 
     @staticmethod
@@ -100,7 +107,7 @@ class ChatCompletions:
         }
         if role not in roles:
             raise Unintelligible(f"role is {role!r}; must be one of {', '.join(roles)}")
-        return Turn(roles[role], flatten(message.get("content")), len(message.get("tool_calls") or []))
+        return Turn(roles[role], flatten(message.get("content")), len(objects(message, "tool_calls")))
 
     def body(self, asked: Asked, answer: Answer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text or None, "refusal": None, "annotations": []}
@@ -170,7 +177,7 @@ class Messages:
         turns = [Turn("system", flatten(document["system"]))] if document.get("system") else []
         for message in field(document, "messages", list):
             turns += self._turns(message)
-        return opened(document, turns, [str(tool.get("name", "")) for tool in document.get("tools") or [] if isinstance(tool, dict)])
+        return opened(document, turns, [str(tool.get("name", "")) for tool in objects(document, "tools")])
 
     @staticmethod
     def _turns(message: Any) -> list[Turn]:

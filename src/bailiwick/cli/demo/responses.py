@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from bailiwick.cli.demo.dialects import CREATED, Asked, Unintelligible, event, field, flatten, openai_refusal, opened, pieces, spent
+from bailiwick.cli.demo.dialects import CREATED, Asked, Unintelligible, event, field, flatten, objects, openai_refusal, opened, pieces, spent
 from bailiwick.cli.demo.scripts import Answer, Conversation, Turn
 
 
@@ -14,7 +14,7 @@ class Responses:
         turns: list[Turn] = []
         previous = document.get("previous_response_id") if isinstance(document, dict) else None
         if previous is not None:
-            if previous not in known:
+            if not isinstance(previous, str) or previous not in known:
                 raise Unintelligible(f"previous_response_id {previous!r} is unknown here")
             turns += known[previous].turns
         if isinstance(document, dict) and document.get("instructions"):
@@ -24,7 +24,7 @@ class Responses:
             turns.append(Turn("user", given))
         else:
             self._add(turns, field(document, "input", list))
-        tools = [str(tool.get("name", tool.get("type", ""))) for tool in document.get("tools") or [] if isinstance(tool, dict)]
+        tools = [str(tool.get("name", tool.get("type", ""))) for tool in objects(document, "tools")]
         return opened(document, turns, tools)
 
     @staticmethod
