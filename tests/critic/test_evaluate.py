@@ -210,17 +210,29 @@ def test_a_request_the_schema_refuses_is_a_deny() -> None:
         assert word(critic.decide(dataclasses.replace(action, resource=resource))) == "deny"
 
 
-def test_a_policy_engine_that_fails_is_a_deny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the engine raises, the action is denied and the engine named."""
+class PanicException(BaseException):
+    """As the engine's own, which cannot be imported, is called."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of order"), ValueError("?"), RecursionError(), MemoryError(), PanicException("a bug of the engine")])
+def test_a_policy_engine_that_fails_is_a_deny(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Whatever the engine raises, a panic included, the action is denied and the engine named; what is not its own is let through."""
+    failing = [error]
 
     def fails(*_arguments: object, **_named: object) -> object:
-        raise RuntimeError("out of order")
+        raise failing[0]
 
     critic = Critic(compiled(READ))
+    with monkeypatch.context() as broken_engine:
+        broken_engine.setattr(cedarpy, "is_authorized", fails)
+        for decided in (critic.decide(http("read", "config.internal")), critic.decide_afresh(http("read", "config.internal"))):
+            assert isinstance(decided, Deny)
+            assert decided.reason.startswith(f"policy engine: {type(error).__name__}")
+    assert isinstance(critic.decide(http("read", "config.internal")), Allow)  # a failure is not remembered
     monkeypatch.setattr(cedarpy, "is_authorized", fails)
-    decided = critic.decide(http("read", "config.internal"))
-    assert isinstance(decided, Deny)
-    assert "policy engine" in decided.reason
+    failing[0] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        critic.decide_afresh(http("read", "config.internal", "/other"))
 
 
 def test_an_operators_policy_tightens_and_holds() -> None:
@@ -284,11 +296,11 @@ def actions(draw: st.DrawFn) -> Action:
     )
 
 
-def unchecked(written: list[dict[str, Any]]) -> CompiledBoundary:
+def unchecked(written: list[dict[str, Any]], policies: str = "") -> CompiledBoundary:
     """Compiled although rules may add nothing to each other, which `check` would complain of."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bailiwick.critic.boundary.check", lambda *_: [])
-        return compiled(*written)
+        return compiled(*written, policies=policies)
 
 
 @settings(max_examples=150, deadline=None)
@@ -321,16 +333,38 @@ def test_a_decision_is_what_the_oracle_says(written: list[dict[str, Any]], asked
 @given(st.lists(rules(), max_size=8), st.lists(actions(), min_size=1, max_size=6))
 def test_leaving_policies_out_changes_no_decision(written: list[dict[str, Any]], asked: list[Action]) -> None:
     """The policies the index chooses decide as all policies of the action do."""
-    house = (
-        '@id("house/x") @approvers("leads") forbid (principal, action, resource) when { context has path && context.path like "*b" && !context.signed_off };'
-    )
-    boundary = unchecked(written)
-    boundary = msgspec.structs.replace(boundary, policies=[*boundary.policies, *compiled(policies=house, models=None).policies])
+    scope = '@id("house/x") @approvers("leads") forbid (principal, action, resource is Host)'
+    boundary = unchecked(written, policies=scope + ' when { context has path && context.path like "*b" && !context.signed_off };')
     narrow, wide = Critic(boundary), Critic(boundary)
     for index in wide._index.values():
         index.candidates = lambda _asked: tuple(range(len(boundary.policies)))  # type: ignore[method-assign]
     for action in asked:
         assert word(narrow.decide_afresh(action)) == word(wide.decide_afresh(action))
+
+
+HOUSE = [
+    '@id("house/scheme") forbid (principal, action, resource is Host) when { context.scheme == "http" };',
+    '@id("house/segments") permit (principal, action == Action::"http.read", resource) when { context.segments == 2 && context.front2 like "a*" };',
+    '@id("house/back") @approvers("leads") permit (principal, action, resource is Host) when { context.signed_off && context.back1 == "b" };',
+    '@id("house/host") permit (principal == Agent::"deployer", action == Action::"http.read", resource) when { resource == Host::"b.internal" };',
+    '@id("house/any") @approvers("oncall") forbid (principal, action, resource is Host) when { context.method == "POST" && !context.signed_off };',
+    '@id("house/model") forbid (principal, action, resource is Model) when { context.endpoint == "responses" };',
+    '@id("house/unclear") forbid (principal, action in [Action::"http.write", Action::"http.delete"], resource) unless { !context.ambiguous };',
+]
+ASKED = st.lists(st.tuples(actions(), st.sampled_from(["http", "https"]), st.booleans()), max_size=25)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rules(), max_size=4), st.sets(st.sampled_from(HOUSE)), ASKED)
+def test_what_is_remembered_is_what_is_decided(written: list[dict[str, Any]], house: set[str], asked: list[tuple[Action, str, bool]]) -> None:
+    """Whatever facts the operator's policies read, in whatever order questions come, a remembered decision is the one a critic without memory gives."""
+    boundary = unchecked(written, policies="\n".join(sorted(house)))
+    critic, forgetful = Critic(boundary), Critic(boundary)
+    for action, scheme, signed_off in asked:
+        assert isinstance(action.resource, HttpResource)
+        action = dataclasses.replace(action, resource=dataclasses.replace(action.resource, scheme=scheme))
+        assert critic.decide(action, signed_off=signed_off) == forgetful.decide_afresh(action, signed_off=signed_off)
+        critic._decisions.clear()  # so that the verdicts under the facts are what is tried
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

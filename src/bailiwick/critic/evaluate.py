@@ -70,6 +70,13 @@ class _Verdict:
     signed: _Answer | None
 
 
+class _Undecided(Exception):
+    """The policy engine failed; the text is how."""
+
+    def deny(self) -> Deny:
+        return Deny(rules=(), reason=f"policy engine: {self} while deciding; denied, since nothing undecided is done")
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidates:
     """Policies that could match, parsed together, and the facts they read."""
@@ -111,14 +118,20 @@ class Critic:
                 assert_never(never)
         known = self._decisions.find(key)
         if known is None:
-            known = self._decide(action, signed_off, remember=True)
+            try:
+                known = self._decide(action, signed_off, remember=True)
+            except _Undecided as error:
+                return error.deny()  # not remembered: the next may be decided
             if size <= _KEY_CHARACTERS_MAX:
                 self._decisions.keep(key, known)
         return known
 
     def decide_afresh(self, action: Action, *, signed_off: bool = False) -> Decision:
         """The same, asked of Cedar even if the answer is known: for the benchmark, and to hold the memory to it."""
-        return self._decide(action, signed_off, remember=False)
+        try:
+            return self._decide(action, signed_off, remember=False)
+        except _Undecided as error:
+            return error.deny()
 
     def _decide(self, action: Action, signed_off: bool, *, remember: bool) -> Decision:
         if action.agent != self.boundary.agent:
@@ -128,8 +141,11 @@ class Critic:
             return asked
         try:
             verdict = self._verdict(asked, signed_off, remember)
-        except Exception as error:  # noqa: BLE001 - whatever fails in the policy engine, the action is not decided, so it is denied
-            return Deny(rules=(), reason=f"policy engine: {type(error).__name__} while deciding; denied, since nothing undecided is done")
+        except BaseException as error:
+            # Whatever fails in the policy engine, the action is not decided. A panic of the engine (Rust) is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise _Undecided(type(error).__name__) from error
         return self._weigh(action, asked, verdict)
 
     def _verdict(self, asked: "_Question", signed_off: bool, remember: bool) -> _Verdict:

@@ -5,7 +5,8 @@ means 80 and 443, a deny all; a path two servers may read differently is granted
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -203,8 +204,7 @@ def check(agent: str, rules: Sequence[Rule], models: Models, approvers: Mapping[
             if group not in approvers:
                 known = ", ".join(sorted(approvers)) or "none are"
                 found.append(((*where, "approvers", at), f"approver group {group!r} is not declared; {known} declared under `approvers`"))
-        if problem := _dead(index, rules):
-            found.append((where, problem))
+    found += [(("agents", agent, "boundary", index), why) for index, why in _dead(rules)]
     named = as_list(models)
     for index, entry in enumerate(named):
         where = ("agents", agent, "models") if isinstance(models, ModelRules) else ("agents", agent, "models", index)
@@ -215,37 +215,66 @@ def check(agent: str, rules: Sequence[Rule], models: Models, approvers: Mapping[
     return found
 
 
-def _dead(index: int, rules: Sequence[Rule]) -> str | None:
-    """Why the rule at `index` changes nothing, if it does not."""
-    rule = rules[index]
-    for other, stronger in enumerate(rules):
-        if other == index or not _covers(stronger, rule):
-            continue
-        match stronger.kind, rule.kind:
-            case "deny", "allow" | "hold":
-                return f"can never apply: boundary[{other}] denies all of it, and a deny is final; narrow that rule or remove this one"
-            case "hold", "allow":
-                return f"can never apply: boundary[{other}] holds all of it, and a hold goes before an allow; narrow that rule or remove this one"
-            case ("allow", "allow") | ("deny", "deny") if not (other > index and _covers(rule, stronger)):
-                return f"adds nothing: boundary[{other}] says it already; remove one of them"
-            case "hold", "hold" if other < index and _covers(rule, stronger):
-                return f"is for the same actions as boundary[{other}]; make one rule of the two"
-            case _:
-                continue
-    return None
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """What a rule is about, taken apart once: a boundary of a thousand rules is compared with itself."""
+
+    index: int
+    kind: Kind
+    verbs: frozenset[Verb]
+    host: HostPattern
+    glob: PathPattern | None
+    methods: frozenset[str] | None
+
+    @classmethod
+    def of(cls, index: int, rule: Rule) -> "_Reach":
+        return cls(index, rule.kind, frozenset(rule.verbs), rule.host, rule.glob, None if rule.methods is None else frozenset(rule.methods))
+
+    def covers(self, narrow: "_Reach") -> bool:
+        """Whether every action that `narrow` is about, this is about too; False also where it is too hard to say."""
+        if not narrow.verbs <= self.verbs or not self.host.covers(narrow.host):
+            return False
+        if self.host.port is not None and self.host.port != narrow.host.port:
+            return False
+        if self.host.port is None and self.kind == "allow" and narrow.host.port not in (None, *DEFAULT_PORTS):
+            return False
+        if self.methods is not None and (narrow.methods is None or not narrow.methods <= self.methods):
+            return False
+        return self.glob is None or (narrow.glob is not None and self.glob.covers(narrow.glob))
 
 
-def _covers(wide: Rule, narrow: Rule) -> bool:
-    """Whether every action that `narrow` is about, `wide` is about too; False also where it is too hard to say."""
-    if not set(narrow.verbs) <= set(wide.verbs) or not wide.host.covers(narrow.host):
-        return False
-    if wide.host.port is not None and wide.host.port != narrow.host.port:
-        return False
-    if wide.host.port is None and narrow.host.port not in (None, 80, 443) and wide.kind == "allow":
-        return False
-    if wide.methods is not None and (narrow.methods is None or not set(narrow.methods) <= set(wide.methods)):
-        return False
-    return wide.glob is None or (narrow.glob is not None and wide.glob.covers(narrow.glob))
+def _dead(rules: Sequence[Rule]) -> Iterator[tuple[int, str]]:
+    """Rules that change nothing, and why."""
+    reaches = [_Reach.of(index, rule) for index, rule in enumerate(rules)]
+    exact: dict[str, list[_Reach]] = {}
+    below: dict[str, list[_Reach]] = {}
+    for reach in reaches:
+        (below if reach.host.below else exact).setdefault(reach.host.name, []).append(reach)
+    for reach in reaches:
+        name = reach.host.name
+        near = list((below if reach.host.below else exact)[name])
+        while "." in name:
+            name = name.partition(".")[2]
+            near += below.get(name, ())
+        covering = (other for other in sorted(near, key=lambda other: other.index) if other.index != reach.index and other.covers(reach))
+        if why := next((why for other in covering if (why := _why(other, reach))), None):
+            yield reach.index, why
+
+
+def _why(wide: _Reach, narrow: _Reach) -> str | None:
+    """Why a rule that `wide` covers changes nothing, if that is so. Of two that are for the same, the later one is too much."""
+    earlier = wide.index < narrow.index or not narrow.covers(wide)
+    match wide.kind, narrow.kind:
+        case "deny", "allow" | "hold":
+            return f"can never apply: boundary[{wide.index}] denies all of it, and a deny is final; narrow that rule or remove this one"
+        case "hold", "allow":
+            return f"can never apply: boundary[{wide.index}] holds all of it, and a hold goes before an allow; narrow that rule or remove this one"
+        case ("allow", "allow") | ("deny", "deny") if earlier:
+            return f"adds nothing: boundary[{wide.index}] says it already; remove one of them"
+        case "hold", "hold" if wide.index < narrow.index and narrow.covers(wide):
+            return f"is for the same actions as boundary[{wide.index}]; make one rule of the two"
+        case _:
+            return None
 
 
 def grants_port(rules: Sequence[Rule]) -> tuple[int, ...]:
