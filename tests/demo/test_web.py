@@ -2,6 +2,7 @@ import contextlib
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -87,6 +88,17 @@ def test_it_stops_with_connections_open_and_leaves_no_thread() -> None:
             assert line.recv(1) == b""
         line.close()
     assert set(threading.enumerate()) == before
+
+
+def test_it_stops_at_once_whatever_a_connection_is_at() -> None:
+    """However a stop falls between accept and handshake, no thread waits for a client that says nothing more."""
+    secure = Authority.create("test").server_context("127.0.0.1")
+    begun = time.monotonic()
+    for _ in range(100):
+        with Server(echo, tls=secure) as server:
+            line = socket.create_connection(("127.0.0.1", server.port), 5)
+        line.close()
+    assert time.monotonic() - begun < 30
 
 
 def test_plain_words_to_a_tls_door_do_no_harm() -> None:

@@ -21,10 +21,10 @@ RecordedEvent = Mapping[str, Any]  # `record.event.Event` as an object
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """`events` in the order of the record. `output` may be `agent_output(events)`. `summary` is the text of the agent's summary.json as it came back with its workspace. `approved` is what the
-    approver said. `verified` is None, or what verifying the export found wrong. `altered` and `found` are the sequence number that was changed in
-    a copy and the one the verification named. `written` is every byte the product wrote (record, export, logs, states). `remains` is what is left of
-    the run on this machine, by name."""
+    """`events` in the order of the record. `output` may be `agent_output(events)`; `summary` is the text of the agent's summary.json as it came back with
+    its workspace. `approved` is what the approver said. `verified` is None, or what verifying the export found wrong. `altered` and `found` are the
+    sequence number that was changed in a copy and the one the verification named. `written` is every byte the product wrote (record, export, logs,
+    states). `remains` is what is left of the run on this machine, by name."""
 
     events: Sequence[RecordedEvent]
     journals: Journals

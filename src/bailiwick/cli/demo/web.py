@@ -121,6 +121,8 @@ class _Listener(http.server.ThreadingHTTPServer):
                 with self._lock:
                     self._open.discard(raw)
                     self._open.add(sock)
+                if self.stopping.is_set():  # cut_all may have come while neither socket was the open one
+                    return
                 sock.do_handshake()
             self.finish_request(sock, client_address)
         except (OSError, ValueError):
