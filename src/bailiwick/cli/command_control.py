@@ -9,15 +9,12 @@ from bailiwick.cli import options, terminal
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="A word for the record.")]
 
 
-def register(application: typer.Typer) -> None:
-    application.command("kill")(kill)
-    application.command("pause")(pause)
-    application.command("resume")(resume)
-    policy = typer.Typer(help="What an agent may do, as it is enforced.", no_args_is_help=True, rich_markup_mode=None)
-    policy.command("show")(show)
-    application.add_typer(policy, name="policy")
+commands = typer.Typer(rich_markup_mode=None)
+policy = typer.Typer(help="What an agent may do, as it is enforced.", no_args_is_help=True, rich_markup_mode=None)
+commands.add_typer(policy, name="policy")
 
 
+@commands.command("kill", short_help="End a run")
 def kill(run: options.Run, reason: Reason = "", json: options.Json = False, state: options.State = None) -> None:
     """Ends a run: its way out is closed, its processes are killed, its leases are revoked.
 
@@ -27,6 +24,7 @@ def kill(run: options.Run, reason: Reason = "", json: options.Json = False, stat
     _order(run, "kill", reason, json, state)
 
 
+@commands.command("pause", short_help="Freeze a run")
 def pause(run: options.Run, reason: Reason = "", json: options.Json = False, state: options.State = None) -> None:
     """Freezes a run's processes where they are.
 
@@ -36,6 +34,7 @@ def pause(run: options.Run, reason: Reason = "", json: options.Json = False, sta
     _order(run, "pause", reason, json, state)
 
 
+@commands.command("resume", short_help="Let a paused run go on")
 def resume(run: options.Run, reason: Reason = "", json: options.Json = False, state: options.State = None) -> None:
     """Lets a paused run go on.
 
@@ -45,6 +44,7 @@ def resume(run: options.Run, reason: Reason = "", json: options.Json = False, st
     _order(run, "resume", reason, json, state)
 
 
+@policy.command("show", short_help="Print the compiled boundary of an agent")
 def show(
     agent: Annotated[str, typer.Argument(metavar="AGENT", help="An agent of the configuration.")],
     config: options.Config = None,

@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 Hold = Annotated[str, typer.Argument(metavar="HOLD", help="A hold's id, its beginning or end if only one has it, or `last`.")]
 
 
-def register(application: typer.Typer) -> None:
-    application.command("holds")(holds)
-    application.command("approve")(approve)
-    application.command("deny")(deny)
+commands = typer.Typer(rich_markup_mode=None)
 
 
+@commands.command("holds", short_help="What waits for sign-off")
 def holds(
     everything: Annotated[bool, typer.Option("--all", "-a", help="Those that are settled, too.")] = False,
     show: Annotated[str | None, typer.Option("--show", metavar="HOLD", help="One hold, whole.")] = None,
@@ -51,6 +49,7 @@ def holds(
             terminal.say(line)
 
 
+@commands.command("approve", short_help="Let a held action happen, once")
 def approve(
     hold: Hold,
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help="A word for the record.")] = "",
@@ -69,6 +68,7 @@ def approve(
     _settle(options.client(state), hold, granted=True, why=why, yes=yes, json=json)
 
 
+@commands.command("deny", short_help="Refuse a held action")
 def deny(
     hold: Hold,
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help="Told to the agent and kept in the record.")],

@@ -13,13 +13,10 @@ if TYPE_CHECKING:
     from bailiwick.kernel.layout import Layout
 
 
-def register(application: typer.Typer) -> None:
-    application.command("status")(status)
-    application.command("doctor")(doctor)
-    application.command("demo", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(demo)
-    application.command("version")(version)
+commands = typer.Typer(rich_markup_mode=None)
 
 
+@commands.command("status", short_help="What is up")
 def status(json: options.Json = False, state: options.State = None) -> None:
     """Shows what is up: the processes, the live runs, what waits for sign-off, the record.
 
@@ -49,6 +46,7 @@ def status(json: options.Json = False, state: options.State = None) -> None:
     terminal.table(["PROCESS", "STATE", "PID", "UID", "RESTARTS", ""], rows, styles=styles)
 
 
+@commands.command("doctor", short_help="What this machine can guarantee")
 def doctor(json: options.Json = False, state: options.State = None) -> None:
     """Says what this machine can guarantee (namespaces, cgroups, seccomp, bubblewrap), what is missing, and how to get it.
 
@@ -76,6 +74,7 @@ def doctor(json: options.Json = False, state: options.State = None) -> None:
         raise Stop(Exit.BROKEN)
 
 
+@commands.command("demo", short_help="The whole story on this machine", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def demo(context: typer.Context) -> None:
     """Shows the whole story on this machine: an agent that is allowed, held, denied and governed all the same. No key, no network, no daemon.
 
@@ -89,6 +88,7 @@ def demo(context: typer.Context) -> None:
     raise typer.Exit(main(context.args))
 
 
+@commands.command("version", short_help="Print the version")
 def version(json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False) -> None:
     """Prints the version."""
     import bailiwick

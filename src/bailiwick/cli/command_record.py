@@ -11,15 +11,12 @@ from bailiwick.cli import options, terminal
 from bailiwick.cli.exits import Exit, Stop
 from bailiwick.kernel.errors import CallerError
 
-
-def register(application: typer.Typer) -> None:
-    record = typer.Typer(help="The tamper-evident record: export it, verify it offline.", no_args_is_help=True, rich_markup_mode=None)
-    record.command("verify")(verify)
-    record.command("export")(export)
-    record.command("key")(key)
-    application.add_typer(record, name="record")
+commands = typer.Typer(rich_markup_mode=None)
+record = typer.Typer(help="The tamper-evident record: export it, verify it offline.", no_args_is_help=True, rich_markup_mode=None)
+commands.add_typer(record, name="record")
 
 
+@record.command("verify", short_help="Verify an export offline")
 def verify(
     file: Annotated[Path, typer.Argument(metavar="EXPORT", help="A file made by `bailiwick record export`.")],
     key: Annotated[str | None, typer.Option("--key", metavar="VKEY|FILE", help="The public key, from a place the export did not come from.")] = None,
@@ -61,6 +58,7 @@ def verify(
         terminal.note("bailiwick: the key came with the export; give --key from elsewhere (`bailiwick record key`) to prove who signed it")
 
 
+@record.command("export", short_help="Write the record to a file")
 def export(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="One run; all of the record without it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to [RUN.bailiwick]; - is standard output.")] = None,
@@ -93,6 +91,7 @@ def export(
     terminal.say(f"{target}: {terminal.size(count)}")
 
 
+@record.command("key", short_help="Print the public key of the record")
 def key(state: options.State = None) -> None:
     """Prints the public key that verifies the record. Keep it where the record is not.
 

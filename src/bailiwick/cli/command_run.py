@@ -43,10 +43,10 @@ class _RunCommand(TyperCommand):
         return parsed
 
 
-def register(application: typer.Typer) -> None:
-    application.command("run", cls=_RunCommand)(run)
+commands = typer.Typer(rich_markup_mode=None)
 
 
+@commands.command("run", short_help="Run an agent or a command in a sandbox of its own", cls=_RunCommand)
 def run(
     ctx: typer.Context,
     agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="An agent of the configuration.")] = None,

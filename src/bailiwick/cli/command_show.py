@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 _STYLES = {"running": "green", "paused": "yellow", "ending": "yellow"}
 
 
-def register(application: typer.Typer) -> None:
-    application.command("ps")(ps)
-    application.command("logs")(logs)
-    application.command("trace")(trace)
+commands = typer.Typer(rich_markup_mode=None)
 
 
+@commands.command("ps", short_help="List runs")
 def ps(
     everything: Annotated[bool, typer.Option("--all", "-a", help="Those that have ended, too.")] = False,
     agent: Annotated[str | None, typer.Option("--agent", metavar="AGENT", help="Only this agent's.")] = None,
@@ -56,6 +54,7 @@ def ps(
     terminal.table(["RUN", "AGENT", "STATE", "AGE", "CALLS", "WRITES", "TASK"], rows, styles=styles)
 
 
+@commands.command("logs", short_help="What an agent wrote")
 def logs(
     run: options.Run,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
@@ -79,6 +78,7 @@ def logs(
                 write_output(event)
 
 
+@commands.command("trace", short_help="What a run did, step by step")
 def trace(
     run: options.Run,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,

@@ -10,14 +10,10 @@ from bailiwick.cli import options, terminal
 from bailiwick.cli.exits import Exit, Stop
 from bailiwick.kernel.errors import CallerError
 
-
-def register(application: typer.Typer) -> None:
-    application.command("init")(init)
-    application.command("check")(check)
-    application.command("up")(up)
-    application.command("down")(down)
+commands = typer.Typer(rich_markup_mode=None)
 
 
+@commands.command("init", short_help="Write a starter configuration")
 def init(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where.")] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
@@ -51,6 +47,7 @@ def init(
     terminal.note('next: bailiwick check, then bailiwick run hello "say hello"')
 
 
+@commands.command("check", short_help="Validate the configuration")
 def check(
     path: Annotated[Path | None, typer.Argument(metavar="[FILE|DIR]", help="The configuration, or its directory [here].")] = None,
     json: options.Json = False,
@@ -81,6 +78,7 @@ def check(
         raise Stop(Exit.CONFIGURATION)
 
 
+@commands.command("up", short_help="Run the installation")
 def up(
     config: options.Config = None,
     no_config: Annotated[bool, typer.Option("--no-config", help="Without a configuration: only commands can be run.")] = False,
@@ -125,6 +123,7 @@ def up(
     raise typer.Exit(status)
 
 
+@commands.command("down", short_help="Stop the installation")
 def down(state: options.State = None) -> None:
     """Ends every run and then every process, in order, and returns when they are gone.
 

@@ -28,11 +28,10 @@ _SIGNS = {"added": ("A", "green"), "modified": ("M", "yellow"), "deleted": ("D",
 To = Annotated[Path | None, typer.Option("--to", metavar="DIR", help="The directory, when not the run's own workspace.")]
 
 
-def register(application: typer.Typer) -> None:
-    application.command("diff")(diff)
-    application.command("apply")(apply)
+commands = typer.Typer(rich_markup_mode=None)
 
 
+@commands.command("diff", short_help="What a run changed in its workspace")
 def diff(
     run: options.Run,
     to: To = None,
@@ -72,6 +71,7 @@ def diff(
                 _say(line)
 
 
+@commands.command("apply", short_help="Apply what a run changed, all or nothing")
 def apply(run: options.Run, to: To = None, yes: options.Yes = False, json: options.Json = False, state: options.State = None) -> None:
     """Applies what a run changed to its workspace, or to another directory: all of it, or, where anything stands in the way, nothing.
 

@@ -94,4 +94,4 @@ for _part in (
     command_record,
     command_installation,
 ):
-    _part.register(application)
+    application.add_typer(_part.commands)
