@@ -221,6 +221,11 @@ def test_what_cannot_be_read_is_told(encoding: str, data: bytes) -> None:
     assert got.problem
 
 
+def test_a_bomb_is_named() -> None:
+    """An answer that grows beyond all bounds when decompressed is given up at once."""
+    assert "decompresses" in (read("chat-completions", gzip.compress(bytes(64 << 20)), encoding="gzip").problem or "")
+
+
 def test_arguments_are_shown_in_part_and_hashed_whole() -> None:
     """The record is bounded; two calls that differ in their last byte differ in their digest."""
     found = []

@@ -138,6 +138,8 @@ def test_what_is_no_host_name_does_not_exist(raw: bytes) -> None:
         (query(raw=b"\xc0\x0c"), Rcode.FORMERR),
         (query(raw=b"\x01a\xc0\x0c"), Rcode.FORMERR),
         (query(raw=b"\x40a\0"), Rcode.FORMERR),
+        (query(raw=b"\xc0" + b"a" * 192 + b"\0"), Rcode.FORMERR),
+        (query(raw=b"\x41" + b"a" * 65 + b"\0"), Rcode.FORMERR),
         (query(raw=b"\x3fshort\0"), Rcode.FORMERR),
         (query(raw=(b"\x3f" + b"a" * 63) * 4 + b"\0"), Rcode.FORMERR),
         (query(qclass=3), Rcode.REFUSED),

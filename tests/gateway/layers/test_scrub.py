@@ -56,6 +56,7 @@ def test_no_form_of_a_secret_comes_out(secret: bytes, before: bytes, after: byte
         for form in encodings(secret):
             assert form not in out
         assert secret not in out
+        assert echo not in out
 
 
 @settings(max_examples=200)
@@ -92,6 +93,27 @@ def test_nothing_is_held_back_that_cannot_become_a_secret() -> None:
     assert scrubber.feed(TOKEN[10:]) == REPLACEMENT
     assert scrubber.finish() == b""
     assert scrubber.found == 1
+
+
+@pytest.mark.parametrize("index", range(len(echoes(SECRET))))
+def test_a_secret_of_awkward_characters_is_found_in_every_echo(index: int) -> None:
+    """With quotes, slashes, ampersands and percent signs every encoding looks different; each is found, in one piece and byte by byte."""
+    echo = echoes(SECRET)[index]
+    for chunks in ([b"<", echo, b">"], [bytes((byte,)) for byte in b"<" + echo + b">"]):
+        out = scrub(Patterns([SECRET]), chunks)
+        assert REPLACEMENT in out
+        assert len(out) < len(REPLACEMENT) + 20
+
+
+def test_what_follows_a_match_may_begin_the_next() -> None:
+    """A match that runs into the held tail leaves a rest that is looked at afresh."""
+    assert scrub(Patterns([b"abcab", b"cababz"]), [b"abcabab", b"cab"]) == REPLACEMENT * 2
+
+
+def test_the_replacement_completes_no_secret_with_its_neighbours() -> None:
+    """A secret that begins as the usual replacement ends, or the other way round, gets another replacement."""
+    for secret, data in ((b"]abc", b"xyzabc"), (b"abc[r", b"abcxyz")):
+        assert secret not in scrub(Patterns([b"xyz", secret]), [data])
 
 
 def test_a_field_value_and_the_secret_in_it() -> None:

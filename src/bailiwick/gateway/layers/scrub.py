@@ -45,7 +45,10 @@ def _base64(secret: bytes) -> Iterable[bytes]:
         yield core
         yield core.translate(bytes.maketrans(b"+/", b"-_"))
         yield core.replace(b"/", b"\\/")  # in JSON, by writers that escape slashes
-        yield quote_from_bytes(core, safe="").encode()
+        for safe in ("", "/"):  # in a query
+            form = quote_from_bytes(core, safe=safe).encode()
+            yield form
+            yield form.replace(b"%2B", b"%2b").replace(b"%2F", b"%2f")
 
 
 def _percent(secret: bytes) -> Iterable[bytes]:
