@@ -71,6 +71,17 @@ def test_a_signed_action_is_allowed_and_only_that() -> None:
         assert isinstance(critic.decide(http("delete", "config.internal", "/v1/production/a"), signed_off=signed_off), Deny)
 
 
+@pytest.mark.parametrize("kept", ["permit", "forbid"])
+def test_either_policy_of_a_hold_alone_allows_nothing_unsigned(kept: str) -> None:
+    """The permit asks for the signature itself, and the forbid stands in the way of any other permit: neither leans on the other."""
+    whole = compiled(PRODUCTION)
+    half = msgspec.structs.replace(whole, policies=[policy for policy in whole.policies if policy.effect == kept])
+    critic = Critic(half)
+    action = http("write", "config.internal", "/v1/production/a")
+    assert word(critic.decide(action)) == ("hold" if kept == "permit" else "deny")
+    assert word(critic.decide(action, signed_off=True)) == ("allow" if kept == "permit" else "deny")
+
+
 def test_a_deny_wins_and_a_hold_goes_before_an_allow() -> None:
     """The strictest rule that matches decides, in whatever order they are written."""
     allow = {"allow": ["write"], "http": "*.internal"}
@@ -216,7 +227,7 @@ class PanicException(BaseException):
 
 @pytest.mark.parametrize("error", [RuntimeError("out of order"), ValueError("?"), RecursionError(), MemoryError(), PanicException("a bug of the engine")])
 def test_a_policy_engine_that_fails_is_a_deny(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Whatever the engine raises, a panic included, the action is denied and the engine named; what is not its own is let through."""
+    """Whatever the engine raises, a panic included, the action is denied and the critic named; what is not its own is let through."""
     failing = [error]
 
     def fails(*_arguments: object, **_named: object) -> object:
@@ -227,12 +238,21 @@ def test_a_policy_engine_that_fails_is_a_deny(monkeypatch: pytest.MonkeyPatch, e
         broken_engine.setattr(cedarpy, "is_authorized", fails)
         for decided in (critic.decide(http("read", "config.internal")), critic.decide_afresh(http("read", "config.internal"))):
             assert isinstance(decided, Deny)
-            assert decided.reason.startswith(f"policy engine: {type(error).__name__}")
+            assert decided.reason.startswith(f"the critic failed ({type(error).__name__})")
     assert isinstance(critic.decide(http("read", "config.internal")), Allow)  # a failure is not remembered
     monkeypatch.setattr(cedarpy, "is_authorized", fails)
     failing[0] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         critic.decide_afresh(http("read", "config.internal", "/other"))
+
+
+def test_no_decision_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that neither allows nor denies, and does not say why, is not taken for one that found no rule."""
+    critic = Critic(compiled(READ))
+    monkeypatch.setattr(cedarpy, "is_authorized", lambda *_, **__: cedarpy.AuthzResult({"decision": "NoDecision"}))
+    decided = critic.decide(http("read", "config.internal"))
+    assert isinstance(decided, Deny)
+    assert "evaluation failed: no decision" in decided.reason
 
 
 def test_an_operators_policy_tightens_and_holds() -> None:

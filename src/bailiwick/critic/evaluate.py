@@ -23,11 +23,11 @@ from bailiwick.critic.policyfile import EVERY_FACT
 from bailiwick.critic.visible import visible
 from bailiwick.kernel.errors import CallerError
 
-VERDICTS_MAX = 8_192  # remembered by a critic; a run that asks for ever new paths turns them over
-HANDLES_MAX = 512  # parsed sets of candidate policies
-HOSTS_MAX = 1_024
+VERDICTS_MAX = 2_048  # remembered by a critic; a run that asks for ever new paths turns them over
+HANDLES_MAX = 256  # parsed sets of candidate policies
+HOSTS_MAX = 512
 _LEAD_MAX = 3  # segments of a path by which policies are sorted
-_KEY_CHARACTERS_MAX = 4_096  # a longer set of facts is decided afresh each time
+_KEY_CHARACTERS_MAX = 1_024  # longer facts are decided afresh each time, so that what is remembered stays within a few MiB a run
 _RESOURCE_CHARACTERS_MAX = 300  # of a resource, in a reason
 
 Key = TypeVar("Key", bound=Hashable)
@@ -71,10 +71,10 @@ class _Verdict:
 
 
 class _Undecided(Exception):
-    """The policy engine failed; the text is how."""
+    """The critic or its engine failed; the text is how."""
 
     def deny(self) -> Deny:
-        return Deny(rules=(), reason=f"policy engine: {self} while deciding; denied, since nothing undecided is done")
+        return Deny(rules=(), reason=f"the critic failed ({self}); denied, since nothing undecided is done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +134,21 @@ class Critic:
             return error.deny()
 
     def _decide(self, action: Action, signed_off: bool, *, remember: bool) -> Decision:
+        try:
+            return self._by_policy(action, signed_off, remember=remember)
+        except BaseException as error:
+            # Whatever fails here, the action is not decided. A panic of the engine (Rust) is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise _Undecided(type(error).__name__) from error
+
+    def _by_policy(self, action: Action, signed_off: bool, *, remember: bool) -> Decision:
         if action.agent != self.boundary.agent:
             return Deny(rules=(), reason=f"the boundary is of agent {self.boundary.agent} and the action of {visible(action.agent)}; open the run again")
         asked = _question(action, self.boundary)
         if isinstance(asked, Deny):
             return asked
-        try:
-            verdict = self._verdict(asked, signed_off, remember)
-        except BaseException as error:
-            # Whatever fails in the policy engine, the action is not decided. A panic of the engine (Rust) is no Exception.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise _Undecided(type(error).__name__) from error
-        return self._weigh(action, asked, verdict)
+        return self._weigh(action, asked, self._verdict(asked, signed_off, remember))
 
     def _verdict(self, asked: "_Question", signed_off: bool, remember: bool) -> _Verdict:
         chosen = self._index[asked.action].candidates(asked)

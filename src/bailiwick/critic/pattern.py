@@ -21,13 +21,17 @@ _UNCLEAR = re.compile(r"[^!-~]|[\\?#]|//|%(?![0-9A-F]{2})|%(?:2F|5C|7F|[01][0-9A
 
 
 def normal_host(host: str) -> str | None:
-    """Lower case, without the trailing dot; an address in its shortest form, without brackets. None for what is neither a name nor an address."""
+    """Lower case, without the trailing dot; an address in its shortest form, without brackets, IPv4 in IPv6 as IPv4. None for what is neither a name
+    nor an address."""
     name = host.lower().removesuffix(".")
     bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
     try:
-        return str(ipaddress.ip_address(bare))
+        address = ipaddress.ip_address(bare)
     except ValueError:
         pass
+    else:
+        inner = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return None if "%" in bare else str(inner or address)  # (a zone, fe80::1%eth0, means something on one machine only)
     labels = name.split(".")
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or _NUMERIC.fullmatch(labels[-1]):
         return None  # (a numeric last label: 0x7f.1 and 2130706433 are addresses to some resolvers and names to others)

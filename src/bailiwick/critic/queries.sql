@@ -8,7 +8,7 @@ VALUES (:hold, :run, :agent, :action, :dispatched_by, :digest, :policy, :shown, 
 SELECT * FROM holds WHERE hold = :hold;
 
 -- select_latest: What became of the last hold of this run and digest.
-SELECT * FROM holds WHERE run = :run AND digest = :digest ORDER BY hold DESC LIMIT 1;
+SELECT * FROM holds WHERE run = :run AND digest = :digest ORDER BY rowid DESC LIMIT 1;
 
 -- select_holds: Holds, newest first, of one state or run where asked.
 SELECT * FROM holds

@@ -21,7 +21,7 @@ CREATE TABLE holds (
 
 -- An identical retry finds its hold; there is never a second one to find.
 CREATE UNIQUE INDEX holds_open ON holds (run, digest) WHERE state IN ('pending', 'granted');
-CREATE INDEX holds_of_run ON holds (run, digest, hold);
+CREATE INDEX holds_of_run ON holds (run, digest);
 CREATE INDEX holds_by_state ON holds (state, hold);
 CREATE INDEX holds_due ON holds (expires) WHERE state IN ('pending', 'granted');
 
