@@ -7,6 +7,8 @@ processes cannot be told apart by credentials, and `bailiwick doctor` says so.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from bailiwick.kernel.errors import NotFound
+
 UID_BASE = 761_000  # above every distribution's static, dynamic (systemd: to 65,519) and subordinate defaults (to 589,824)
 _RUN_UID_OFFSET = 1_000
 RUN_UIDS = 60_000
@@ -50,7 +52,10 @@ class Accounts:
         )
 
     def named(self, name: str) -> Account:
-        return next(member for member in self.members if member.name == name)
+        for member in self.members:
+            if member.name == name:
+                return member
+        raise NotFound(f"process {name!r} is unknown; must be one of {', '.join(member.name for member in self.members)}")
 
     def roles(self, uid: int) -> frozenset[Role]:
         """Every role a peer with this uid may act in; none for a stranger."""

@@ -13,11 +13,12 @@ from typing import Any
 JsonValue = Any  # null, boolean, integer, text, list or object of these; `canonical` checks
 
 _INTEGER_MAX = 2**53 - 1  # RFC 7493, section 2.2
+_DEPTH_MAX = 200  # below every parser's own limit, which are not the same
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def canonical(value: Any) -> bytes:
-    """The RFC 8785 form; ValueError for a float, an integer beyond 2**53, a key that is not ASCII text, or a lone surrogate."""
+    """The RFC 8785 form; ValueError for a float, an integer beyond 2**53, a key that is not ASCII text, a lone surrogate, or nesting too deep."""
     _check(value, "$")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
@@ -32,7 +33,9 @@ def text(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def _check(value: Any, where: str) -> None:
+def _check(value: Any, where: str, depth: int = 0) -> None:
+    if depth > _DEPTH_MAX:
+        raise ValueError(f"{where[:200]} is nested more than {_DEPTH_MAX} deep")
     match value:
         case None | bool():
             return
@@ -46,9 +49,9 @@ def _check(value: Any, where: str) -> None:
             for key, item in value.items():
                 if not isinstance(key, str) or not key.isascii():
                     raise ValueError(f"{where} has the key {key!r}; keys must be ASCII text")
-                _check(item, f"{where}.{key}")
+                _check(item, f"{where}.{key}", depth + 1)
         case list() | tuple():
             for index, item in enumerate(value):
-                _check(item, f"{where}[{index}]")
+                _check(item, f"{where}[{index}]", depth + 1)
         case _:
             raise ValueError(f"{where} is a {type(value).__name__}; must be null, boolean, integer, text, list or object")

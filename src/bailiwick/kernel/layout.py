@@ -18,8 +18,10 @@ class Layout:
             return cls(Path(chosen).absolute())
         if os.getuid() == 0:
             return cls(Path("/var/lib/bailiwick"))
-        state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
-        return cls(Path(state) / "bailiwick")
+        state = Path(os.environ.get("XDG_STATE_HOME", ""))
+        if not state.is_absolute():  # unset, empty, or to be ignored as the specification says
+            state = Path("~/.local/state").expanduser()
+        return cls(state / "bailiwick")
 
     @property
     def sockets(self) -> Path:
