@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bailiwick.gateway.models.answers import ARGUMENTS_SHOWN_MAX, TOOL_CALLS_MAX
+from bailiwick.gateway.models.answers import ARGUMENTS_KEPT_MAX, ARGUMENTS_SHOWN_MAX, TOOL_CALLS_MAX
 from bailiwick.gateway.usage import ModelUsage, UsageTap
 from bailiwick.kernel.canonical import canonical
 
@@ -239,6 +239,30 @@ def test_arguments_are_shown_in_part_and_hashed_whole() -> None:
         assert len(got.tool_calls[0].arguments) == ARGUMENTS_SHOWN_MAX
         found.append(got.tool_calls[0].arguments_sha256)
     assert len(set(found)) == 2
+
+
+def test_arguments_without_end_cost_no_memory() -> None:
+    """What is beyond the bound is hashed and not kept."""
+    tap = UsageTap("chat-completions", stream=True, content_encoding=None)
+    part = events(chunk({"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "x" * 100_000}}]}))
+    for _ in range(20):
+        tap.feed(part)
+    assert sum(map(len, tap._reader.calls[0, 0]._parts)) <= ARGUMENTS_KEPT_MAX + 100_000
+    assert tap.finish().tool_calls[0].arguments_sha256 == hashlib.sha256(b"x" * 2_000_000).hexdigest()
+
+
+def test_a_call_that_is_told_twice_counts_once() -> None:
+    """The response that ends a stream says every call again, also one whose event had no index."""
+    item = RESPONSE["output"][1]  # type: ignore[index]
+    stream = events({"type": "response.output_item.done", "item": item}, {"type": "response.completed", "response": RESPONSE})
+    assert len(read("responses", stream).tool_calls) == 1
+
+
+@pytest.mark.parametrize("number", [-5, True, 1.5, "7", None, 10**12, [], {}])
+def test_a_number_that_is_none_is_not_believed(number: Any) -> None:
+    """Negative, absurd or of another type: as if nobody had told."""
+    got = read("chat-completions", events(chunk({"content": "abc"}, "stop"), chunk(usage={"prompt_tokens": number, "completion_tokens": number})))
+    assert (got.input_tokens, got.output_tokens, got.estimated) == (None, 1, True)
 
 
 def test_tool_calls_have_a_bound() -> None:

@@ -132,11 +132,13 @@ def test_a_bad_field_is_named(endpoint: str, more: dict[str, Any], field: str) -
         b"null",
         b"\xff\xfe",
         b'{"model": NaN}',
+        b'{"model":"a","messages":[{}],"temperature":NaN}',
+        b'{"model":"a","messages":[{}],"top_p":-Infinity}',
         b"[" * 100_000,
         b'{"model":"a","messages":[{}],"max_tokens":' + b"9" * 5000 + b"}",
         b"\xef\xbb\xbf{}",
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     """Cut off, not UTF-8, another type, too deep, numbers without end."""
