@@ -1,0 +1,64 @@
+"""The processes of one sandbox found from its first one, for machines where no control group may be written.
+
+All of them are its descendants: whoever loses its parent inside is adopted by the sandbox's own first process, and none can leave.
+"""
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+_STOPPED = frozenset("TtZX")  # stopped, traced, and those that no longer run anything
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    pid: int
+    state: str
+    cpu_seconds: float
+    memory_bytes: int
+
+
+def below(first: int) -> list[Seen]:
+    """The process and its descendants, as they are now."""
+    parents: dict[int, list[int]] = {}
+    found: dict[int, Seen] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            raw = (entry / "stat").read_text(errors="replace")
+        except OSError:
+            continue  # gone meanwhile
+        fields = raw[raw.rindex(")") + 2 :].split()
+        pid, parent = int(entry.name), int(fields[1])
+        parents.setdefault(parent, []).append(pid)
+        found[pid] = Seen(pid, fields[0], sum(int(field) for field in fields[11:15]) / _TICKS, int(fields[21]) * _PAGE)
+    reached, waiting = [], [first]
+    while waiting:
+        pid = waiting.pop()
+        if pid in found:
+            reached.append(found[pid])
+            waiting += parents.get(pid, [])
+    return reached
+
+
+def stop(first: int) -> bool:
+    """SIGSTOP to each that still runs. True when a whole look found none that does; to be called again until then."""
+    still = [seen for seen in below(first) if seen.state not in _STOPPED]
+    for seen in still:
+        _signal(seen.pid, signal.SIGSTOP)
+    return not still
+
+
+def go_on(first: int) -> None:
+    for seen in below(first):
+        _signal(seen.pid, signal.SIGCONT)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
