@@ -149,6 +149,7 @@ async def _govern(service: Governor, operators: Directory, listener: socket.sock
             tasks.start_soon(stop_when_idle, idle_exit_seconds)
         async with serving(create(service, operators.authenticate), [listener]):
             await service.serve()
+        await service.close()
         tasks.cancel_scope.cancel()
     raise SystemExit(FINISHED)
 

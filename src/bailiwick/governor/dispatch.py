@@ -4,11 +4,10 @@ A start undoes itself by being ended. An end is never given up: a step whose pro
 lease or a process that is still there is not an ended run.
 """
 
-import shutil
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -36,7 +35,7 @@ from bailiwick.governor.repository import Runs
 from bailiwick.kernel import limits
 from bailiwick.kernel.channel import Message
 from bailiwick.kernel.clock import Clock, timestamp
-from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError, Conflict, PeerError
+from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError, Conflict, NotFound, PeerError
 from bailiwick.kernel.ids import SequenceOfIds, new_lease_id
 from bailiwick.record.client import RecordClient
 from bailiwick.record.event import Event
@@ -75,11 +74,10 @@ class Neighbours:
 
 
 class Dispatcher:
-    def __init__(self, neighbours: Neighbours, runs: Runs, directory: Path, clock: Clock) -> None:
+    def __init__(self, neighbours: Neighbours, runs: Runs, clock: Clock) -> None:
         self.live: dict[str, Live] = {}
         self._near = neighbours
         self._runs = runs
-        self._directory = directory
         self._clock = clock
         self._ids = SequenceOfIds()
         self._fewer = anyio.Event()
@@ -108,7 +106,7 @@ class Dispatcher:
         await live.finished.wait()
         assert live.ending is not None
         self._runs.note_ending(live.run, live.ending)
-        await self._end(live)
+        await self._until_done(live, "governor", lambda: self._end(live))
         self.live.pop(live.run, None)
         self._fewer.set()
         self._fewer = anyio.Event()
@@ -223,20 +221,11 @@ class Dispatcher:
             print(f"workspace of {live.run} is not collected: {error}", flush=True)  # noqa: T201
             return
         assert isinstance(collected, WorkspaceCollected)
-        archive = self._keep_archive(live, collected.archive)
         changes = [msgspec.to_builtins(change) for change in collected.changes]
-        self._runs.note_changes(live.run, msgspec.json.encode({"changes": changes, "refused": collected.refused}), archive)
+        self._runs.note_changes(live.run, msgspec.json.encode({"changes": changes, "refused": collected.refused}), collected.archive or None)
         await self._until_done(
             live, "recorder", lambda: self.record(live, "run.workspace", changes=changes[:500], changed=len(changes), refused=collected.refused[:100])
         )
-
-    def _keep_archive(self, live: Live, archive: str) -> str | None:
-        if not archive:
-            return None
-        kept = self._directory / "workspaces" / f"{live.run}.tar"
-        kept.parent.mkdir(mode=0o700, exist_ok=True)
-        shutil.copyfile(archive, kept)
-        return str(kept)
 
     async def _until_done(self, live: Live, name: str, step: Callable[[], Awaitable[Any]]) -> None:
         """An end is never given up."""
@@ -245,8 +234,12 @@ class Dispatcher:
             try:
                 await step()
                 return
+            except NotFound:  # what is not there needs no end
+                return
             except BailiwickError as error:
                 print(f"end of {live.run}: {name}: {error}; trying again", flush=True)  # noqa: T201
+            except Exception:  # noqa: BLE001  one run's end that goes wrong must not take the others' keeper with it
+                traceback.print_exc()
             await anyio.sleep(wait)
             wait = min(wait * 2, _RETRY_SECONDS_MAX)
 

@@ -72,7 +72,7 @@ class Governor:
             checkpoint=lambda: self._reading.take_checkpoint(self._recording),
             void_holds=self._void_holds,
         )
-        self._dispatch = Dispatcher(neighbours, self._runs, layout.governor, clock)
+        self._dispatch = Dispatcher(neighbours, self._runs, clock)
         self._signoffs = Signoffs(layout.governor / "holds.db", self._recorder, workers, self._dispatch.live, installation.approvers, clock)
         self._tasks: anyio.abc.TaskGroup | None = None
         self.stopping = anyio.Event()
@@ -96,6 +96,9 @@ class Governor:
             await self.stopping.wait()
             await self._end_all()
             tasks.cancel_scope.cancel()
+
+    async def close(self) -> None:
+        """Once nobody asks any more."""
         await self._recorder.close()
         self._runs.close()
         self._signoffs.close()
