@@ -1,8 +1,10 @@
+import importlib.util
 import os
 import stat
 from pathlib import Path
 
 import pydantic
+import pytest
 import yaml
 
 from bailiwick.broker.configuration import CredentialConfiguration
@@ -11,6 +13,7 @@ from bailiwick.cli.demo.world import Doors, Keys
 from bailiwick.critic.boundary import compile_boundary
 from bailiwick.critic.rules import ApproverGroup
 from bailiwick.governor.configuration import Agent
+from bailiwick.kernel.errors import CallerError
 
 DOORS = Doors(model=1001, configuration=1002, stranger_http=1003, stranger_https=1004, stranger_udp=1005, journals=1006, ca="-----BEGIN CERTIFICATE-----\n")
 
@@ -54,3 +57,11 @@ def test_the_product_takes_it(keys: Keys, tmp_path: Path) -> None:
     boundary = compile_boundary(setting.agent, agent.boundary, agent.models, groups, policies=policies)
     assert boundary.hosts == ["config.internal"]
     assert "demo/production-is-never-deleted" in {policy.id for policy in boundary.policies}
+
+
+def test_without_the_agents_package_it_says_what_to_do(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo that cannot be told says so before anything is started."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CallerError, match="pip install"):
+        story.prepare(tmp_path, DOORS, keys, approver="ana")
+    assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ with WorldProcess(keys) as world:
     findings = claims.check(Evidence(journals=world.journals(), ...))
 """
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from bailiwick.cli.demo import configuration_service, scripts
 from bailiwick.cli.demo.world import MODEL, MODEL_HOST, STRANGER_HOST, Doors, Keys
+from bailiwick.kernel.errors import CallerError
 
 AGENT = "deployer"
 TASK = f"Ticket {scripts.TICKET}: roll out the nightly build"
@@ -80,7 +82,10 @@ class Setting:
 
 
 def prepare(directory: Path, doors: Doors, keys: Keys, *, approver: str, python: str = sys.executable) -> Setting:
-    """Writes the setting into `directory`, which must exist; what is there of an earlier demo is replaced. `python` has the `openai` package."""
+    """Writes the setting into `directory`, which must exist; what is there of an earlier demo is replaced. CallerError when the agent's Python lacks
+    the `openai` package (of another than ours the caller must know that it has it)."""
+    if python == sys.executable and importlib.util.find_spec("openai") is None:
+        raise CallerError(f"the demo's agent needs the package openai, which {python} does not have; install it with: {python} -m pip install 'openai>=2'")
     workspace = directory / AGENT
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir()
