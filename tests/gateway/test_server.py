@@ -3,6 +3,7 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.fakes.neighbourhood import Neighbourhood, Upstream, neighbourhood, read_request
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}  # as the worker runs
 
 
 async def test_an_allowed_read_is_forwarded_and_recorded(tmp_path: Path) -> None:

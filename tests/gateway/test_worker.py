@@ -22,8 +22,8 @@ from bailiwick.sandbox.adoption import ADOPTION, AdoptRun
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}  # as the worker runs
 
 
 class Process:

@@ -6,6 +6,7 @@ same again behind it. One exchange at a time: what the agent pipelines waits in 
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from bailiwick.gateway import server
 from bailiwick.gateway.exchange import QUEUED_BYTES_MAX, Exchange
@@ -53,8 +54,7 @@ class AgentConnection(asyncio.Protocol):
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
         run = self._run
         address, port = self._dialled(transport)
         self._door = door(run, address, port)

@@ -8,7 +8,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from bailiwick.critic.enforcement import HostPin
 from bailiwick.gateway.addresses import special_purpose
@@ -151,8 +151,7 @@ class UpstreamConnection(asyncio.Protocol):
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         if self._pump is None:
             self.opened.set_result(None)
