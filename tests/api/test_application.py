@@ -139,3 +139,12 @@ def test_fuzzed_by_its_own_description() -> None:
 
         fuzz()
     assert count > len(WHO) * 5
+
+
+def test_every_operation_is_documented() -> None:
+    """The page of the reference lists what is served, with its role, and nothing else."""
+    page = (Path(__file__).parents[2] / "docs/reference/api.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith(("| GET ", "| POST "))]
+    document = create(FakeGovernance(), lambda _: admin()).openapi()
+    served = [[method.upper(), path, operation["x-bailiwick-role"]] for path, methods in document["paths"].items() for method, operation in methods.items()]
+    assert sorted(rows) == sorted(served)

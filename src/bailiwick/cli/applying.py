@@ -32,21 +32,21 @@ def apply(root: int, archive: Archive, since_ns: int) -> int:
         todo = [change for change in archive.changes if not is_applied(root, change)]
         if not todo:
             return 0
-        os.mkdir(STAGING, 0o700, dir_fd=root)
         try:
+            os.mkdir(STAGING, 0o700, dir_fd=root)
             with _staging(root) as staging:
                 steps = [*_plan(root, staging, archive, todo)]
                 _write_plan(staging, steps)
                 for step in steps:
                     _do(root, staging, step)
+                os.unlink(_PLAN, dir_fd=staging)  # from here on it is done, and not undone
         except (OSError, BailiwickError, KeyboardInterrupt) as error:
-            undo(root)
+            _take_back(root)
             if isinstance(error, OSError):
                 raise BackendError(f"applying failed and was undone: {error.strerror}: {error.filename!r}") from error
             raise
-        with _staging(root) as staging:
-            os.unlink(_PLAN, dir_fd=staging)  # from here on it is done, and not undone
-        undo(root)
+        with contextlib.suppress(OSError):  # what is left of the staging directory is cleared by who applies next
+            undo(root)
         return len(todo)
 
 
@@ -63,6 +63,13 @@ def undo(root: int) -> bool:
         return False
     os.rmdir(STAGING, dir_fd=root)
     return True
+
+
+def _take_back(root: int) -> None:
+    try:
+        undo(root)
+    except OSError as error:
+        raise BackendError(f"applying failed and is half undone ({error.strerror}); apply again when there is room: it is undone first") from error
 
 
 @contextlib.contextmanager
