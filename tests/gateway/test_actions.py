@@ -179,6 +179,17 @@ def test_absolute_targets_have_a_path(target: str, path: str, query: str) -> Non
     assert (got.path, got.query, got.host) == (path, query, "config.internal")
 
 
+def test_what_is_decided_is_what_is_forwarded() -> None:
+    """Where a prefix of ours is taken off the path, the action is about the rest, and strict with it."""
+    words = {"scheme": "https", "host": "api.openai.com", "port": 443, "run": RUN, "agent": "a"}
+    for request in (head(target="/openai/v1/%66iles?a=1"), head(target="http://models.bailiwick.internal/openai/v1/files?a=1")):
+        got = normalise(request, target="/v1/%66iles?a=1", **words).resource  # type: ignore[arg-type]
+        assert isinstance(got, HttpResource)
+        assert (got.path, got.query) == ("/v1/files", "a=1")
+    with pytest.raises(Unclear):
+        normalise(head(target="/openai/x"), target="/../x", **words)  # type: ignore[arg-type]
+
+
 def test_an_asterisk_is_for_options() -> None:
     """`OPTIONS *` is a read of the server as a whole; with another method it is no target."""
     assert resource(head("OPTIONS", "*")).path == "*"

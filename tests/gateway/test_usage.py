@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bailiwick.gateway.models.answers import ARGUMENTS_KEPT_MAX, ARGUMENTS_SHOWN_MAX, TOOL_CALLS_MAX
-from bailiwick.gateway.usage import ModelUsage, UsageTap
+from bailiwick.gateway.models.calls import ModelCall
+from bailiwick.gateway.usage import ModelUsage, UsageTap, chargeable
 from bailiwick.kernel.canonical import canonical
 
 
@@ -256,6 +257,21 @@ def test_a_call_that_is_told_twice_counts_once() -> None:
     item = RESPONSE["output"][1]  # type: ignore[index]
     stream = events({"type": "response.output_item.done", "item": item}, {"type": "response.completed", "response": RESPONSE})
     assert len(read("responses", stream).tool_calls) == 1
+
+
+def test_a_call_that_was_broken_off_is_charged_its_ceiling() -> None:
+    """What nobody told is not credited back: neither input without usage, nor output whose end was not seen."""
+    call = ModelCall(model="m", stream=True, input_tokens_ceiling=500, output_tokens_ceiling=1_000)
+    whole, cut = chargeable(call, read("messages", ANTHROPIC)), chargeable(call, read("messages", ANTHROPIC[:-30]))
+    assert (whole.input_tokens, whole.output_tokens) == (100, 20)
+    assert (cut.input_tokens, cut.output_tokens) == (100, 1_000)
+    untold = chargeable(call, read("chat-completions", events(chunk({"content": "abc"}, "stop"), end=b"data: [DONE]\n\n")))
+    assert (untold.input_tokens, untold.output_tokens) == (500, 1)
+    failed = RESPONSE | {"status": "failed", "error": {"code": "server_error", "message": "x"}}
+    told = chargeable(call, read("responses", events({"type": "response.failed", "response": failed}, named=True)))
+    assert (told.input_tokens, told.output_tokens) == (100, 20)
+    nothing = chargeable(call, read("chat-completions"))
+    assert (nothing.input_tokens, nothing.output_tokens) == (500, 1_000)
 
 
 @pytest.mark.parametrize("number", [-5, True, 1.5, "7", None, 10**12, [], {}])

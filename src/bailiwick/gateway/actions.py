@@ -66,9 +66,10 @@ class Unclear(CallerError):
         super().__init__(message, code=code)
 
 
-def normalise(head: RequestHead, *, scheme: str, host: str, port: int, run: RunId, agent: str, body: Body | None = None) -> Action:
-    """The action a request is. `host` and `port` are the verified destination. A read that carries content is a write: servers exist that act on it
-    (RFC 9110, section 9.3.1, gives such content no meaning). Unclear says code and reason; it holds nothing secret but the target."""
+def normalise(head: RequestHead, *, scheme: str, host: str, port: int, run: RunId, agent: str, target: str | None = None, body: Body | None = None) -> Action:
+    """The action a request is. `host` and `port` are the verified destination. `target` is what will be forwarded, in origin form, where that is not the
+    head's own (a model endpoint behind a base URL): what is decided must be what is sent. A read that carries content is a write: servers exist that
+    act on it (RFC 9110, section 9.3.1, gives such content no meaning). Unclear says code and reason; it holds nothing secret but the target."""
     method = head.method
     verb = VERBS.get(method)
     if verb is None:
@@ -76,7 +77,7 @@ def normalise(head: RequestHead, *, scheme: str, host: str, port: int, run: RunI
     for name, value in head.fields:
         if name in _OVERRIDES:
             _refuse_override(name, value, method)
-    path, query, ambiguous = _split(head)
+    path, query, ambiguous = _split(head, target)
     if query:
         _check_query(query, method)
     arguments: dict[str, str] = {}
@@ -91,9 +92,10 @@ def normalise(head: RequestHead, *, scheme: str, host: str, port: int, run: RunI
     return Action(run=run, agent=agent, verb=verb, resource=resource, body=body, arguments=arguments)
 
 
-def _split(head: RequestHead) -> tuple[str, str, bool]:
-    target = head.target
-    match head.form:
+def _split(head: RequestHead, target: str | None) -> tuple[str, str, bool]:
+    form = head.form if target is None else "origin"
+    target = head.target if target is None else target
+    match form:
         case "origin":
             path, _, query = target.partition("?")
         case "absolute":  # RFC 9112, section 3.2.2

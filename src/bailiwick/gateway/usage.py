@@ -6,14 +6,24 @@ says why; what was seen until then counts.
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 
 from bailiwick.gateway.layers.sse import EventStream, ServerEvent
 from bailiwick.gateway.models.answers import READERS, ModelUsage, ToolCall
+from bailiwick.gateway.models.calls import ModelCall
 from bailiwick.kernel import limits
 
-__all__ = ["ModelUsage", "ToolCall", "UsageTap"]
+__all__ = ["ModelUsage", "ToolCall", "UsageTap", "chargeable"]
+
+
+def chargeable(call: ModelCall, usage: ModelUsage) -> ModelUsage:
+    """The usage a budget is charged with: told numbers as told; the ceiling for what nobody told, so that a call that was broken off, with an unknown
+    amount of thought behind it, is not cheaper than one that ended. An estimate of a complete answer stands: clients that ask for no usage are common."""
+    given = call.input_tokens_ceiling if usage.input_tokens is None else usage.input_tokens
+    written = usage.output_tokens if usage.complete or not usage.estimated else max(usage.output_tokens or 0, call.output_tokens_ceiling)
+    return replace(usage, input_tokens=given, output_tokens=written)
 
 
 class UsageTap:

@@ -106,7 +106,7 @@ class AnswerReader:
     def usage(self, *, complete: bool, problem: str | None) -> ModelUsage:
         told = self.numbers.get("output")
         seen = -(-self.written // BYTES_PER_TOKEN)
-        estimated = told is None or (not complete and told < seen)
+        estimated = told is None or not self.done  # what a provider told before the end is what there was so far
         return ModelUsage(
             model=self.model,
             input_tokens=self.numbers.get("input"),
