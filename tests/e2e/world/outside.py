@@ -9,6 +9,7 @@ and the abstract socket ABSTRACT one that a careless sandbox shares.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import socket
@@ -36,6 +37,7 @@ ABSTRACT = "outside-canary"
 
 _ROOT = Path(__file__).parents[3]
 _EVERYTHING = 0x0003  # ETH_P_ALL
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _OUTGOING = 4  # PACKET_OUTGOING: on lo each packet is seen going out and coming in
 
 
@@ -169,10 +171,16 @@ class _Abstract:
                 accepted.close()
 
 
+def _keep_no_capability() -> None:
+    """An ordinary user kept capabilities across the exec of this program, to make the namespace; the command is to have none of them."""
+    ctypes.CDLL(None).prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+
+
 def main(report: Path, uid: str, command: list[str]) -> int:
     seal()
     with _canaries() as (loopback, abstract):
         with _Tap() as tap:
+            _keep_no_capability()
             drop = {"user": int(uid), "group": int(uid), "extra_groups": []} if uid else {}
             done = subprocess.run(command, **drop)  # type: ignore[call-overload]
         contacts = [[*key, times] for key, times in sorted(tap.contacts.items(), key=str)]
