@@ -91,20 +91,25 @@ def parse(raw: bytes, *, file: str) -> Document:
         decoded = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        column = error.start - (raw.rfind(b"\n", 0, error.start) + 1) + 1
+        column = len(raw[raw.rfind(b"\n", 0, error.start) + 1 : error.start].decode("utf-8", "replace")) + 1
         raise Invalid([Finding(file, line, column, "", f"byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8")]) from error
-    findings: list[Finding] = []
+    composer = None
     try:
-        root = _Composer(decoded).get_single_node()
-        _inspect(root, file, findings, (), 0)
-        if findings:
-            raise Invalid(findings)
+        composer = _Composer(decoded, file)
+        root = composer.get_single_node()
+        _inspect(root, file, composer.findings, ())
+        if composer.findings:
+            raise Invalid(composer.findings)
         value = yaml.constructor.SafeConstructor().construct_document(root) if root is not None else None
+    except yaml.reader.ReaderError as error:
+        line = decoded.count("\n", 0, error.position) + 1
+        column = error.position - decoded.rfind("\n", 0, error.position)
+        raise Invalid([Finding(file, line, column, "", f"is not YAML: character U+{ord(decoded[error.position]):04X} is not taken; remove it")]) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         what = " ".join(part for part in (error.context, error.problem) if part)
-        raise Invalid([Finding(file, line, column, "", f"is not YAML: {what}")]) from error
+        raise Invalid([*(composer.findings if composer else []), Finding(file, line, column, "", f"is not YAML: {what}")]) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise Invalid([Finding(file, 1, 1, "", f"is not YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}")]) from error
     return Document(file, value, root)
@@ -120,43 +125,67 @@ def validate(document: Document, model: type[Model]) -> Model:
 
 
 class _Composer(yaml.SafeLoader):
-    """Nodes only; the C loader gives the same marks but cannot be told apart from it here, and a configuration is small."""
+    """Nodes only. Notes what stands for something else or goes too deep while it is where it stands; PyYAML's C loader cannot be told to, and a
+    configuration is small."""
+
+    def __init__(self, text: str, file: str) -> None:
+        super().__init__(text)
+        self.findings: list[Finding] = []
+        self._file = file
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            self.get_event()  # type: ignore[no-untyped-call]
+            message = f"is an alias (*{event.anchor}); aliases are not taken, write the value out"
+            self.findings.append(Finding(self._file, mark.line + 1, mark.column + 1, "", message))
+            return yaml.ScalarNode("tag:yaml.org,2002:null", "", mark)
+        if self._depth > _DEPTH_MAX:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {_DEPTH_MAX} deep", mark)
+        self._depth += 1
+        try:
+            node: yaml.Node | None = super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+        return node
 
 
-def _inspect(node: yaml.Node | None, file: str, findings: list[Finding], path: tuple[str | int, ...], depth: int, seen: set[int] | None = None) -> None:
-    seen = set() if seen is None else seen
-    if node is None:
-        return
+_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")}
+_TEXT = "tag:yaml.org,2002:str"
 
-    def wrong(message: str, at: yaml.Node = node) -> None:
+
+def _inspect(node: yaml.Node | None, file: str, findings: list[Finding], path: tuple[str | int, ...]) -> None:
+    """What a configuration does not take though YAML does, and scalars that are not what their form or tag says."""
+
+    def wrong(message: str, at: yaml.Node) -> None:
         findings.append(Finding(file, at.start_mark.line + 1, at.start_mark.column + 1, _dotted(path), message))
 
-    if id(node) in seen:
-        wrong("is an alias (*name); aliases are not taken, write the value out")
+    if node is None:
         return
-    seen.add(id(node))
-    if depth > _DEPTH_MAX:
-        wrong(f"is nested more than {_DEPTH_MAX} deep")
-        return
-    if not node.tag.startswith("tag:yaml.org,2002:"):
-        wrong(f"has the tag {node.tag}; tags are not taken")
-        return
-    if isinstance(node, yaml.SequenceNode):
+    if node.tag not in _PLAIN:
+        wrong(f"has the tag {node.tag}; tags are not taken", node)
+    elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _inspect(item, file, findings, (*path, index), depth + 1, seen)
+            _inspect(item, file, findings, (*path, index))
     elif isinstance(node, yaml.MappingNode):
         keys: set[str] = set()
         for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                wrong("has a key that is not plain text", key)
-                continue
-            if key.tag == "tag:yaml.org,2002:merge":
+            if isinstance(key, yaml.ScalarNode) and key.tag == "tag:yaml.org,2002:merge":
                 wrong("merge keys (<<) are not taken, write the values out", key)
-                continue
-            if key.value in keys:
-                wrong(f"key {key.value!r} stands here a second time; keep one", key)
-            keys.add(key.value)
-            _inspect(value, file, findings, (*path, key.value), depth + 1, seen)
+            elif not isinstance(key, yaml.ScalarNode) or key.tag != _TEXT:
+                wrong("has a key that is not plain text; quote it", key)
+            else:
+                if key.value in keys:
+                    wrong(f"key {key.value[:80]!r} stands here a second time; keep one", key)
+                keys.add(key.value)
+                _inspect(value, file, findings, (*path, key.value))
+    else:
+        try:
+            yaml.constructor.SafeConstructor().construct_object(node)
+        except (yaml.YAMLError, ValueError, LookupError, OverflowError, RecursionError):
+            wrong(f"is not the {node.tag.rpartition(':')[2]} that it looks like; correct it, or quote it if it is text", node)
 
 
 def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Mark] | None:
@@ -171,14 +200,14 @@ def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Mar
 
 def _inside(document: Document, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """A pydantic location without the steps it adds for unions and validators, which the file does not hold (the last step may be a missing key)."""
-    node = document._root
+    node = document._root if document.value is not None else None
     path: list[str | int] = []
     for index, step in enumerate(location):
         found = _child(node, step)
         if found is not None:
             node = found[0]
             path.append(step)
-        elif index == len(location) - 1 and isinstance(node, yaml.MappingNode) and isinstance(step, str) and "[" not in step:
+        elif index == len(location) - 1 and (node is None or isinstance(node, yaml.MappingNode)) and isinstance(step, str) and "[" not in step:
             path.append(step)
     return tuple(path)
 
@@ -199,6 +228,16 @@ def _say(item: Any) -> str:
             return "is missing; it must be given"
         case "value_error":
             return str(context.get("error", item["msg"]))
+        case "string_type":
+            return "is not text; quote it if it is meant as text"
+        case "list_type" | "tuple_type" | "set_type" | "frozen_set_type":
+            return "is not a list; write it as [a, b], or a line each with `- `"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return "is not a mapping; write it as `key: value` lines, or {key: value}"
+        case "union_tag_not_found":
+            return f"has no {context.get('discriminator', 'kind')}; it must be given"
+        case "union_tag_invalid":
+            return f"{context.get('discriminator', 'kind')} is {context.get('tag')!r}; must be one of {context.get('expected_tags')}"
         case _:
             message: str = item["msg"]
             return message[:1].lower() + message[1:]
