@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bailiwick.governor.runtime import search_path, with_runtime
+from bailiwick.governor.runtime import find_runtime, search_path
 from bailiwick.kernel.errors import CallerError
 
 
@@ -17,13 +17,17 @@ def program(path: Path) -> Path:
 
 def test_a_base_program_needs_no_tree() -> None:
     """What stands in /usr is in every sandbox."""
-    assert with_runtime(["sh", "-c", "true"], [], "") == (["/usr/bin/sh", "-c", "true"], []) or with_runtime(["sh"], [], "")[1] == []
+    found = find_runtime(["sh", "-c", "true"], [], "")
+    assert found.command[1:] == ["-c", "true"]
+    assert found.command[0] in ("/usr/bin/sh", "/bin/sh")
+    assert found.trees == []
 
 
 def test_a_declared_tree_goes_before_the_base_system(tmp_path: Path) -> None:
     """The operator's own interpreter is found first."""
     own = program(tmp_path / "venv" / "bin" / "sh")
-    command, trees = with_runtime(["sh"], [str(tmp_path / "venv")], "/bin")
+    found = find_runtime(["sh"], [str(tmp_path / "venv")], "/bin")
+    command, trees = found.command, found.trees
     assert command == [str(own)]
     assert str(tmp_path / "venv") in trees
 
@@ -35,7 +39,8 @@ def test_a_virtual_environment_brings_the_installation_it_was_made_from(tmp_path
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").symlink_to(base)
     (venv / "pyvenv.cfg").write_text(f"home = {base.parent}\nversion = 3.11\n")
-    command, trees = with_runtime(["python", "x.py"], [], str(venv / "bin"))
+    found = find_runtime(["python", "x.py"], [], str(venv / "bin"))
+    command, trees = found.command, found.trees
     assert command == [str(venv / "bin" / "python"), "x.py"]
     assert set(trees) == {str(venv), str(tmp_path / "base")}
 
@@ -44,16 +49,16 @@ def test_a_shim_is_passed_over(tmp_path: Path) -> None:
     """A version manager's shim would need the operator's home inside."""
     program(tmp_path / "shims" / "tool")
     real = program(tmp_path / "real" / "bin" / "tool")
-    command, _ = with_runtime(["tool"], [], f"{tmp_path / 'shims'}:{tmp_path / 'real' / 'bin'}")
+    command = find_runtime(["tool"], [], f"{tmp_path / 'shims'}:{tmp_path / 'real' / 'bin'}").command
     assert command == [str(real)]
 
 
 def test_a_command_that_does_not_exist_says_where_it_was_looked_for() -> None:
     """Value, expectation, way out."""
     with pytest.raises(CallerError, match=r"'no-such-program' is not found .* on PATH /nowhere; give its full path"):
-        with_runtime(["no-such-program"], [], "/nowhere")
+        find_runtime(["no-such-program"], [], "/nowhere")
     with pytest.raises(CallerError, match="does not exist"):
-        with_runtime(["/no/such/program"], [], "")
+        find_runtime(["/no/such/program"], [], "")
 
 
 def test_the_trees_are_searched_first_inside() -> None:

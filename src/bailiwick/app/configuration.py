@@ -15,6 +15,7 @@ from bailiwick.critic.rules import ApproverGroup
 from bailiwick.critic.rules import check as check_boundary
 from bailiwick.governor.configuration import AGENT_NAME, Agent
 from bailiwick.governor.definition import Installation, compiled
+from bailiwick.governor.runtime import Runtime, find_runtime
 from bailiwick.kernel.document import Document, Finding, Invalid, Section, read, validate
 from bailiwick.kernel.errors import CallerError
 
@@ -114,6 +115,10 @@ def _across(document: Document, configuration: Configuration, directory: Path) -
             must_exist((*at, "workspace"), agent.workspace, Path.is_dir, "a directory")
         for index, tree in enumerate(agent.trees):
             must_exist((*at, "trees", index), tree, Path.is_dir, "a directory")
+        try:
+            runtime_of(agent, directory)
+        except CallerError as error:
+            findings.append(document.finding((*at, "command"), str(error)))
         for index, use in enumerate(agent.credentials):
             if use.use not in configuration.credentials:
                 known = ", ".join(configuration.credentials) or "none"
@@ -151,6 +156,12 @@ def installation(configuration: Configuration, directory: Path, *, trust_bundle:
         credential_ttls={name: credential.ttl for name, credential in configuration.credentials.items()},
         policies={str(path): path.read_text() for path in policies},
         directory=directory,
-        search_path=os.environ.get("PATH", ""),
+        runtimes={name: runtime_of(agent, directory) for name, agent in configuration.agents.items()},
         trust_bundle=trust_bundle,
     )
+
+
+def runtime_of(agent: Agent, directory: Path) -> Runtime:
+    """CallerError when its program is nowhere."""
+    trees = [str((directory / tree).resolve()) for tree in agent.trees]
+    return find_runtime(agent.command, trees, os.environ.get("PATH", ""))

@@ -75,6 +75,7 @@ def _programs(
     environment_fd, authority_fd = descriptors
     directory = path.parent.absolute() if path is not None else Path.cwd()
     starter = os.getuid()
+    installed = installation(configuration, directory, trust_bundle=certificate)
 
     def recorder(_: object) -> None:
         os.umask(0o027)  # the governor's group reads what is written here
@@ -108,7 +109,6 @@ def _programs(
 
     def governor(_: object) -> None:
         seccomp.install(seccomp.OWN_PROCESS)
-        installed = installation(configuration, directory, trust_bundle=certificate)
         service = Governor(installed, layout, accounts, clock, configuration=str(path or "(none)"))
         operators = Directory(configuration.operators, starter_uid=starter, separate=accounts.separate)
         anyio.run(_govern, service, operators, listeners["api"], idle_exit_seconds, clock)

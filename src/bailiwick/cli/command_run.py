@@ -122,6 +122,7 @@ def _is_up(layout: "Layout") -> bool:
 
 
 def _request(agent: str | None, task: str | None, command: list[str], observe: bool, workspace: Path | None, no_workspace: bool) -> "RunRequest":
+    from bailiwick.governor.runtime import find_runtime
     from bailiwick.governor.views import RunRequest
 
     if command and agent is not None:
@@ -132,7 +133,8 @@ def _request(agent: str | None, task: str | None, command: list[str], observe: b
         return RunRequest(agent=agent, task=task or "", observe=observe)
     if not command:
         raise typer.BadParameter("neither an agent nor a command is given; name an agent, or write the command after `--`")
-    return RunRequest(command=command, observe=observe, workspace=None if no_workspace else _directory(workspace), search_path=os.environ.get("PATH", ""))
+    found = find_runtime(command, [], os.environ.get("PATH", ""))
+    return RunRequest(command=found.command, trees=found.trees, observe=observe, workspace=None if no_workspace else _directory(workspace))
 
 
 def _directory(named: Path | None) -> str | None:
@@ -180,6 +182,7 @@ class Watch:
             stack.enter_context(follow.signals(inbox))
             view = live.view(self.run.run, self.run.agent, as_json=as_json)
             stack.enter_context(view)
+            view.note(f"{self.run.run} of {self.run.agent}")
             answers = isinstance(view, live.Live) and sys.stdin.isatty() and self._may_answer()
             if answers:
                 stack.enter_context(follow.keys(inbox))

@@ -10,7 +10,7 @@ from bailiwick.critic.boundary import CompiledBoundary, compile_boundary
 from bailiwick.critic.enforcement import BudgetLimits, HostPin, ModelRoute
 from bailiwick.critic.rules import ApproverGroup, ModelRules, grants_port
 from bailiwick.governor.configuration import Agent, RunLimits
-from bailiwick.governor.runtime import search_path, with_runtime
+from bailiwick.governor.runtime import Runtime, search_path
 from bailiwick.governor.views import RunRequest
 from bailiwick.kernel.errors import CallerError, NotFound
 from bailiwick.kernel.ids import RunId
@@ -38,8 +38,8 @@ class Installation:
     approvers: Mapping[str, ApproverGroup]
     credential_ttls: Mapping[str, float]  # seconds a lease of it lives at most
     policies: Mapping[str, str]  # file name: Cedar text, of policies/*.cedar
+    runtimes: Mapping[str, Runtime]  # of each agent, found with the starter's rights: the governor may not look into everybody's directories
     directory: Path  # of the configuration: relative paths in it start here
-    search_path: str  # PATH of who started us
     trust_bundle: str  # PEM of the interception authority
 
 
@@ -67,12 +67,12 @@ class RunDefinition(msgspec.Struct, frozen=True, kw_only=True):
 def define(run: RunId, request: RunRequest, installation: Installation) -> RunDefinition:
     """Raises NotFound for an unknown agent and CallerError, naming the field, for what cannot be run as declared."""
     if request.agent is None:
-        return _define(run, AD_HOC, _ad_hoc(request), request, installation)
+        return _define(run, AD_HOC, _ad_hoc(request), Runtime(request.command, request.trees), request, installation)
     agent = installation.agents.get(request.agent)
     if agent is None:
         known = ", ".join(sorted(installation.agents)) or "none; add one to bailiwick.yaml"
         raise NotFound(f"agent {request.agent!r} is not in the configuration; known: {known}")
-    return _define(run, request.agent, agent, request, installation)
+    return _define(run, request.agent, agent, installation.runtimes[request.agent], request, installation)
 
 
 def compiled(name: str, agent: Agent, installation: Installation) -> CompiledBoundary:
@@ -85,18 +85,16 @@ def _ad_hoc(request: RunRequest) -> Agent:
     return Agent(command=request.command, workspace=request.workspace, observe=request.observe, limits=RunLimits())
 
 
-def _define(run: RunId, name: str, agent: Agent, request: RunRequest, installation: Installation) -> RunDefinition:
+def _define(run: RunId, name: str, agent: Agent, runtime: Runtime, request: RunRequest, installation: Installation) -> RunDefinition:
     boundary = compiled(name, agent, installation)
-    path = request.search_path or installation.search_path
-    command, trees = with_runtime([part.replace("{task}", request.task) for part in agent.command], _trees(agent, installation), path)
     workspace = str((installation.directory / agent.workspace).resolve()) if agent.workspace is not None else None
     routes = [_route(rules) for rules in agent.models]
-    environment = _environment(run, request.task, agent, trees)
+    environment = _environment(run, request.task, agent, runtime.trees)
     return RunDefinition(
         spec=SandboxSpec(
-            command=command,
+            command=[part.replace("{task}", request.task) for part in runtime.command],
             environment=environment,
-            trees=trees,
+            trees=runtime.trees,
             workspace=workspace,
             ports=list(grants_port(agent.boundary)),
             limits=agent.limits.sandbox(),
@@ -122,10 +120,6 @@ def _define(run: RunId, name: str, agent: Agent, request: RunRequest, installati
         ],
         workspace=workspace,
     )
-
-
-def _trees(agent: Agent, installation: Installation) -> list[str]:
-    return [str((installation.directory / tree).resolve()) for tree in agent.trees]
 
 
 def _route(rules: ModelRules) -> ModelRoute:

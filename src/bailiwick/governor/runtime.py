@@ -6,9 +6,19 @@ A command is looked for in the declared trees first, then in the base system (/u
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from bailiwick.kernel.errors import CallerError
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A command with its program's full path, and the trees it needs."""
+
+    command: list[str]
+    trees: list[str]
+
 
 _BASE = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
@@ -18,11 +28,11 @@ def search_path(trees: list[str]) -> str:
     return os.pathsep.join([f"{tree}/bin" for tree in trees] + list(_BASE))
 
 
-def with_runtime(command: list[str], trees: list[str], path: str) -> tuple[list[str], list[str]]:
-    """The command with its program's full path where it was found, and the trees it needs. CallerError when it is nowhere."""
+def find_runtime(command: list[str], trees: list[str], path: str) -> Runtime:
+    """With the rights of the person who asked, on whose PATH it may be. CallerError when the program is nowhere."""
     program = command[0]
     if "/" in program and not program.startswith("/"):
-        return command, _with_bases(trees)  # relative to the workspace: known only inside
+        return Runtime(command, _with_bases(trees))  # relative to the workspace: known only inside
     found = program if program.startswith("/") else _find(program, trees, path)
     if found is None:
         where = path or "(empty)"
@@ -30,7 +40,7 @@ def with_runtime(command: list[str], trees: list[str], path: str) -> tuple[list[
     if not Path(found).exists() and not any(Path(found).is_relative_to(tree) for tree in trees):
         raise CallerError(f"command {found!r} does not exist; give the path of a program on this machine")
     needed = [*trees, *(tree for tree in _home_of(Path(found)) if not _inside(tree, trees))]
-    return [found, *command[1:]], _with_bases(needed)
+    return Runtime([found, *command[1:]], _with_bases(needed))
 
 
 def _find(program: str, trees: list[str], path: str) -> str | None:

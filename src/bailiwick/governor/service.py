@@ -25,7 +25,7 @@ from bailiwick.governor.views import ChangesView, HoldView, Operator, ProcessVie
 from bailiwick.kernel.accounts import Accounts
 from bailiwick.kernel.channel import Channel, Received, Reply
 from bailiwick.kernel.clock import Clock, timestamp
-from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError, Conflict, NotFound
+from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError, Conflict, Forbidden, NotFound
 from bailiwick.kernel.ids import HoldId, RunId, SequenceOfIds, new_run_id
 from bailiwick.kernel.layout import Layout
 from bailiwick.record.client import RecordClient
@@ -43,6 +43,7 @@ class Governor:
         self._layout = layout
         self._clock = clock
         self._configuration = configuration
+        self._separate = accounts.separate
         self._started = timestamp(clock.now())
         self._ids = SequenceOfIds()
         self._recorder = RecordClient(layout.socket("recorder"), clock=clock)
@@ -237,6 +238,9 @@ class Governor:
     async def request_run(self, request: RunRequest, operator: Operator) -> RunView:
         if self.stopping.is_set() or self._tasks is None:
             raise Conflict("the installation is stopping; start it again with `bailiwick up`")
+        if request.agent is None and self._separate and "admin" not in operator.roles:
+            # The launcher reads workspace and trees with root's rights, which are not the operator's.
+            raise Forbidden("a command of one's own needs the role admin where the installation runs as root; run an agent of the configuration")
         run = new_run_id()
         definition = define(run, request, self._installation)
         row = RunRow(

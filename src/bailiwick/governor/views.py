@@ -18,13 +18,14 @@ class Operator(msgspec.Struct, frozen=True, kw_only=True):
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Either an `agent` of the configuration and a `task`, or a `command` of the operator's own (which needs `observe`, or a boundary that denies all).
-    `workspace` and `search_path` are the operator's directory and PATH, for a command."""
+    For a command, `workspace` is the operator's directory, and `trees` what `governor.runtime.find_runtime` said it needs, asked with the operator's
+    own rights."""
 
     agent: str | None = None
     task: str = ""
     command: list[str] = []
     workspace: str | None = None
-    search_path: str = ""
+    trees: list[str] = []
     observe: bool = False
 
 
