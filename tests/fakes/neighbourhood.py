@@ -138,6 +138,12 @@ class Wire:
                 body = await self.reader.read()
             return Answer(status, fields, body, head)
 
+    async def reader_after(self, raw: bytes) -> bytes:
+        """The head that answers a CONNECT."""
+        self.send(raw)
+        async with asyncio.timeout(10):
+            return await self.reader.readuntil(b"\r\n\r\n")
+
     async def rest(self) -> bytes:
         """Everything until the other end closes."""
         async with asyncio.timeout(10):
