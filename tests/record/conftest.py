@@ -16,6 +16,7 @@ from bailiwick.kernel.clock import SystemClock, timestamp
 from bailiwick.kernel.ids import RunId, SequenceOfIds
 from bailiwick.kernel.layout import Layout
 from bailiwick.record.event import Event
+from bailiwick.record.repository import RecordReader
 
 RECORDER = """
 import os, socket, sys
@@ -23,7 +24,9 @@ from pathlib import Path
 from bailiwick.kernel.accounts import Account, Accounts, Role
 from bailiwick.kernel.clock import SystemClock
 from bailiwick.kernel.layout import Layout
+from bailiwick.record import checkpointing, signer_link
 from bailiwick.record.recorder import run
+checkpointing.TAKE_SECONDS_MAX, signer_link.ANSWER_SECONDS_MAX = 2.0, 1.0  # the same, sooner
 uid, gid = os.getuid(), os.getgid()
 accounts = Accounts.for_machine(uid=uid or 1, gid=gid or 1, workers=2)
 if not uid:
@@ -108,6 +111,20 @@ def signer(layout: Layout) -> Iterator[Process]:
     process.start()
     yield process
     process.close()
+
+
+@pytest.fixture
+def read(layout: Layout) -> Iterator[Callable[[], RecordReader]]:
+    """Opens the record for reading; closed after the test."""
+    opened: list[RecordReader] = []
+
+    def reader() -> RecordReader:
+        opened.append(RecordReader.open(layout.record / "record.db"))
+        return opened[-1]
+
+    yield reader
+    for each in opened:
+        each.close()
 
 
 @pytest.fixture(scope="session")

@@ -33,9 +33,8 @@ async def client_of(layout: Layout) -> RecordClient:
     return client
 
 
-def check_whole(layout: Layout) -> RecordReader:
+def check_whole(reader: RecordReader) -> RecordReader:
     """The tree is that of the leaves, and every sequence number is there once."""
-    reader = RecordReader.open(layout.record / "record.db")
     tree = CompactRange()
     for leaf in reader.leaf_hashes(1, reader.head().size):
         tree.append(leaf)
@@ -44,7 +43,9 @@ def check_whole(layout: Layout) -> RecordReader:
     return reader
 
 
-async def test_kill_9_loses_nothing_that_was_acknowledged(layout: Layout, recorder: Any, signer: Any, event: Callable[..., Event]) -> None:
+async def test_kill_9_loses_nothing_that_was_acknowledged(
+    layout: Layout, read: Callable[[], RecordReader], recorder: Any, signer: Any, event: Callable[..., Event]
+) -> None:
     """The recorder is killed at random moments under two writers: each acknowledged event stands once, where it was said to; each writer's order is kept."""
     chance = random.Random(7)
     clients = [await client_of(layout), await client_of(layout)]
@@ -80,7 +81,7 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(layout: Layout, record
                 await anyio.sleep(0.01)
         await client.append_durably(event(run="run-end"))
         await client.close()
-    reader = check_whole(layout)
+    reader = check_whole(read())
     stored = [each for page in range(100) for each in reader.events(after=page * 10_000, before=page * 10_000 + 10_001, limit=10_000)]
     by_id = {each.event.id: each.sequence for each in stored}
     assert len(by_id) == len(stored)
@@ -90,7 +91,6 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(layout: Layout, record
         ours = [each.event.id for each in stored if each.event.run == f"run-{number}"]
         kept = set(ours)
         assert ours == [id for id in appended[number] if id in kept]
-    reader.close()
 
 
 async def test_a_signer_that_hangs_or_dies_delays_nothing(layout: Layout, recorder: Any, signer: Any, event: Callable[..., Event]) -> None:
@@ -206,7 +206,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small file system")
-async def test_a_full_disk_refuses_and_recovers(layout: Layout, small_disk: Path, event: Callable[..., Event], request: pytest.FixtureRequest) -> None:
+async def test_a_full_disk_refuses_and_recovers(
+    layout: Layout, read: Callable[[], RecordReader], small_disk: Path, event: Callable[..., Event], request: pytest.FixtureRequest
+) -> None:
     """Disk full: appends are refused, nothing is half written; when space returns, what was queued is written by itself, once."""
     layout.record.symlink_to(small_disk, target_is_directory=True)
     (small_disk / "ballast").write_bytes(b"x" * 700_000)
@@ -226,18 +228,20 @@ async def test_a_full_disk_refuses_and_recovers(layout: Layout, small_disk: Path
     with anyio.fail_after(5):
         while client.healthy:
             await anyio.sleep(0.02)
-    check_whole(layout).close()
+    check_whole(read())
     (small_disk / "ballast").unlink()
     with anyio.fail_after(10):
         while not client.healthy:
             await anyio.sleep(0.02)
     last = await client.append_durably(event())
     assert written + 2 <= last <= written + 3
-    check_whole(layout).close()
+    check_whole(read())
     await client.close()
 
 
-async def test_two_clients_of_one_record_verify(layout: Layout, recorder: Any, signer: Any, event: Callable[..., Event]) -> None:
+async def test_two_clients_of_one_record_verify(
+    layout: Layout, read: Callable[[], RecordReader], recorder: Any, signer: Any, event: Callable[..., Event]
+) -> None:
     """After the signer and the recorder were both killed, checkpoints go on from what was signed, and the export verifies."""
     client = await client_of(layout)
     for _ in range(5):
@@ -251,7 +255,7 @@ async def test_two_clients_of_one_record_verify(layout: Layout, recorder: Any, s
         recorder.start()
     await client.append_durably(event())
     await client.take_checkpoint()
-    reader = RecordReader.open(layout.record / "record.db")
+    reader = read()
     export(reader, layout.root / "e.jsonl")
     verified = verify_export(layout.root / "e.jsonl", reader.verifiers()[-1])
     assert (verified.size, verified.events) == (256, 256)

@@ -28,7 +28,9 @@ async def client_of(layout: Layout) -> RecordClient:
     return client
 
 
-async def test_appended_events_are_signed_exported_and_verified(layout: Layout, recorder: Any, signer: Any, event: Callable[..., Any]) -> None:
+async def test_appended_events_are_signed_exported_and_verified(
+    layout: Layout, read: Callable[[], RecordReader], recorder: Any, signer: Any, event: Callable[..., Any]
+) -> None:
     """What was appended stands in the record, the tree head over it is signed, and an export of it verifies with the public key alone."""
     client = await client_of(layout)
     first = await client.append_durably(event(verb="write", decision="allow", action="a-1"))
@@ -37,7 +39,7 @@ async def test_appended_events_are_signed_exported_and_verified(layout: Layout, 
     last = await client.append_durably(event(kind="action.finished", action="a-1", input_tokens=3, cost_microusd=5))
     assert (first, last) == (1, 602)
     note = await client.take_checkpoint()
-    reader = RecordReader.open(layout.record / "record.db")
+    reader = read()
     (vkey,) = reader.verifiers()
     assert verify_checkpoint(note, Verifier.parse(vkey)).size == 602
     assert reader.head().size == 602
@@ -100,7 +102,9 @@ async def test_a_subscription_is_told_everything_once(layout: Layout, recorder: 
     await client.close()
 
 
-async def test_garbage_is_refused_and_noted(layout: Layout, recorder: Any, event: Callable[..., Any], wait_until: Callable[..., None]) -> None:
+async def test_garbage_is_refused_and_noted(
+    layout: Layout, read: Callable[[], RecordReader], recorder: Any, event: Callable[..., Any], wait_until: Callable[..., None]
+) -> None:
     """Whoever breaks the protocol is cut off; the recorder lives, and the record says so at a bounded rate."""
     client = await client_of(layout)
     await client.append_durably(event())
@@ -112,7 +116,7 @@ async def test_garbage_is_refused_and_noted(layout: Layout, recorder: Any, event
             while sock.recv(4096):
                 pass
     await client.append_durably(event())
-    reader = RecordReader.open(layout.record / "record.db")
+    reader = read()
     refused = reader.events(kinds=["peer.refused"])
     assert 1 <= len(refused) <= 3
     assert refused[0].event.body["service"] == "recorder"

@@ -1,7 +1,7 @@
 """Whatever is changed in an export is found, and named."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ def append(committer: Committer, events: list[Event]) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """A record of every kind with every field, two runs and the installation taking turns, a checkpoint now and then."""
     path = tmp_path_factory.mktemp("record")
     committer = Committer(path / "record.db", SystemClock())
@@ -63,7 +63,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     reader = RecordReader.open(path / "record.db")
     for name, run in (("whole", None), ("run", "run-a")):
         export(reader, path / name, run=run)  # type: ignore[arg-type]
-    return Made(path, reader, (path / "whole").read_bytes(), (path / "run").read_bytes())
+    committer.close()
+    yield Made(path, reader, (path / "whole").read_bytes(), (path / "run").read_bytes())
+    reader.close()
 
 
 def verify(made: Made, raw: bytes, **arguments: Any) -> Verified:
@@ -254,6 +256,8 @@ def test_calls_without_outcome_are_findings(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         export(reader, tmp_path / "none", run="run-z")  # type: ignore[arg-type]
     assert not (tmp_path / "none").exists()
+    reader.close()
+    committer.close()
 
 
 def test_what_cannot_be_exported_or_read(tmp_path: Path) -> None:
@@ -268,8 +272,10 @@ def test_what_cannot_be_exported_or_read(tmp_path: Path) -> None:
     with pytest.raises(CallerError, match="cannot be read"):
         verify_export(tmp_path / "none", KEY)
     export(reader, tmp_path / "e")
-    with pytest.raises(CallerError, match="vkey"):
+    with pytest.raises(CallerError, match="verifier key"):
         verify_export(tmp_path / "e", "x")
+    reader.close()
+    committer.close()
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

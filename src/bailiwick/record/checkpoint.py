@@ -55,11 +55,6 @@ class Checkpoint:
         return cls(lines[0], int(lines[1]), root)
 
 
-def text_of(note: str) -> str:
-    """A note's text, unverified: for its writer, who compares it with what it asked for."""
-    return _taken_apart(note)[0]
-
-
 @dataclass(frozen=True, slots=True)
 class Verifier:
     """The public half of a key, by name. Written as a vkey: `name+hex key id+base64(0x01 || public key)`."""
@@ -73,7 +68,7 @@ class Verifier:
         name, plus, rest = vkey.strip().partition("+")
         id, second, encoded = rest.partition("+")
         if not plus or not second or not _is_name(name):
-            raise CallerError(f"verifier key {vkey[:60]!r}; must be a C2SP vkey: name+id+base64")
+            raise CallerError(f"verifier key {vkey[:60]!r}; must be name+id+base64, as `bailiwick record key` prints it")
         try:
             key = _unbase64(encoded, "verifier key")
         except NoteRefused as error:

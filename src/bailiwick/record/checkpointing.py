@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from bailiwick.kernel import limits
 from bailiwick.kernel.clock import Clock, timestamp
 from bailiwick.kernel.errors import BailiwickError, CallerError, PeerError
-from bailiwick.record.checkpoint import Checkpoint, NoteRefused, Verifier, text_of
+from bailiwick.record.checkpoint import Checkpoint, NoteRefused, Verifier, verify_checkpoint
 from bailiwick.record.commit import Committer
 from bailiwick.record.repository import StoredCheckpoint, StoreError
 from bailiwick.record.signer_link import SignerLink
@@ -67,13 +67,16 @@ class Checkpointing(Generic[W]):
             return
         asked, self._asked = self._asked, None
         try:
-            if text_of(signed.note) != asked.text() or signed.size != asked.size:
+            if verify_checkpoint(signed.note, Verifier.parse(self._verifier)) != asked or signed.size != asked.size:
                 raise NoteRefused(f"it signed another head than that of {asked.size} events")
             self._keep(StoredCheckpoint(asked.size, signed.note))
         except NoteRefused as error:
             self._signer.drop(str(error))
         except StoreError as error:
             self._signer.drop(f"its checkpoint could not be kept: {error}")
+
+    def close(self) -> None:
+        self._signer.drop("the recorder stops")
 
     def turn(self) -> list[tuple[W, str | BailiwickError]]:
         """Asks for a checkpoint if one is due. Returns whose waiting is over: with the note, or with why there is none."""

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from bailiwick.kernel import limits
-from bailiwick.kernel.channel import Failure, Frame, Framer, Message, RemoteFailure
 from bailiwick.kernel.clock import Clock
-from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError, PeerError
+from bailiwick.kernel.errors import BackendError, BailiwickError, PeerError
+from bailiwick.kernel.framing import Failure, Frame, Framer, Message, raised
 from bailiwick.record.event import Event, encode
 from bailiwick.record.messages import RECORDER, AppendEvents, CheckpointTaken, EventsAppended, TakeCheckpoint
 
@@ -304,7 +304,7 @@ class RecordClient:
                 self._settle(items)
             case Failure() as failure if (waiting := self._calls.pop(frame.id, None)) is not None:
                 if not waiting.done():
-                    waiting.set_exception(_raised(failure))
+                    waiting.set_exception(raised(failure))
             case CheckpointTaken(note=note) if (waiting := self._calls.pop(frame.id, None)) is not None:
                 if not waiting.done():
                     waiting.set_result(note)
@@ -320,7 +320,7 @@ class RecordClient:
             for item in items:
                 self._send([item])
         else:
-            (item,), error = items, _raised(failure)
+            (item,), error = items, raised(failure)
             if item.done is not None:
                 if not item.done.done():
                     item.done.set_exception(error)
@@ -337,8 +337,3 @@ class RecordClient:
             return await asyncio.wait_for(done, seconds_max)
         except TimeoutError as error:
             raise RecorderDown(f"recorder is down: {what} within {seconds_max:g} s") from error
-
-
-def _raised(failure: Failure) -> BailiwickError:
-    known = {kind.code: kind for kind in (CallerError, PeerError)}.get(failure.code)
-    return known(failure.message) if known else RemoteFailure(failure.message, code=failure.code)

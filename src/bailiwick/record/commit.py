@@ -87,6 +87,12 @@ class Committer:
             for append in appends:
                 append.sequences, append.refused = (), StoreError(f"nothing was appended: {error}")
 
+    def close(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(Exception):  # it is given up whatever closing says
+                self._writer.close()
+            self._writer = None
+
     def recover(self) -> None:
         """After a failure: what is on the disk is what counts. What cannot even be read is opened anew at the next attempt."""
         self._last_of_run.clear()
@@ -94,9 +100,7 @@ class Committer:
             try:
                 self._tree = self._writer.tree()
             except (StoreError, ValueError):
-                with contextlib.suppress(Exception):  # it is given up whatever closing says
-                    self._writer.close()
-                self._writer = None
+                self.close()
 
     def _write(self, store: RecordWriter, appends: Sequence[Append], known: dict[str, tuple[int, bytes]] | None) -> None:
         received = timestamp(self._clock.now())

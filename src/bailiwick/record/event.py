@@ -68,7 +68,9 @@ def encode(event: Event) -> bytes:
 
 
 def decode(raw: bytes) -> Event:
-    """Raises CallerError for bytes that are not an event in canonical form, of a known kind."""
+    """Raises CallerError for bytes that are not an event in canonical form, of a known kind and at most limits.EVENT_BYTES_MAX long."""
+    if len(raw) > limits.EVENT_BYTES_MAX:
+        raise CallerError(f"event of {len(raw)} bytes; must be at most {limits.EVENT_BYTES_MAX}", code="too-large")
     event = _parse(raw)
     _check(event, raw)
     try:
@@ -91,7 +93,7 @@ def _check(event: Event, raw: bytes) -> None:
     """What the fast encoder would write and RFC 8785 would write differently, or not at all: floats (refused while parsing), long integers, and keys
     whose order depends on the encoding. The last two are looked at value by value only where they can be."""
     if event.kind not in KINDS:
-        raise CallerError(f"event kind {event.kind!r} is unknown; must be one of {', '.join(KINDS)}")
+        raise CallerError(f"event kind {event.kind[:64]!r} is unknown; must be one of {', '.join(KINDS)}")
     if _LONG_INTEGER in raw.translate(_DIGITS_TO_0) or not raw.isascii():
         try:
             canonical(msgspec.to_builtins(event))

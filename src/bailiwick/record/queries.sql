@@ -57,15 +57,11 @@ SELECT seq, leaf FROM events
 WHERE run = :run AND seq > :after AND seq < :before AND (:kinds IS NULL OR kind IN (SELECT value FROM json_each(:kinds)))
 ORDER BY seq DESC LIMIT :limit;
 
--- events_of_kinds: Events of some kinds of the whole record, oldest first.
-SELECT seq, leaf FROM events
-WHERE kind IN (SELECT value FROM json_each(:kinds)) AND seq > :after AND seq < :before
-ORDER BY seq LIMIT :limit;
+-- events_of_kind: Events of one kind of the whole record, oldest first.
+SELECT seq, leaf FROM events WHERE kind = :kind AND seq > :after AND seq < :before ORDER BY seq LIMIT :limit;
 
--- events_of_kinds_newest: Events of some kinds of the whole record, newest first.
-SELECT seq, leaf FROM events
-WHERE kind IN (SELECT value FROM json_each(:kinds)) AND seq > :after AND seq < :before
-ORDER BY seq DESC LIMIT :limit;
+-- events_of_kind_newest: Events of one kind of the whole record, newest first.
+SELECT seq, leaf FROM events WHERE kind = :kind AND seq > :after AND seq < :before ORDER BY seq DESC LIMIT :limit;
 
 -- events_of_credential: Who used this credential, and when, oldest first.
 SELECT seq, leaf FROM events WHERE credential = :credential AND seq > :after AND seq < :before ORDER BY seq LIMIT :limit;

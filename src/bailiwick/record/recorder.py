@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from bailiwick.kernel import limits
 from bailiwick.kernel.accounts import Accounts, Role
-from bailiwick.kernel.channel import Done, Failure, Frame, Framer, Message, Peer
+from bailiwick.kernel.channel import Peer
 from bailiwick.kernel.clock import Clock, timestamp
 from bailiwick.kernel.errors import BailiwickError, CallerError, Forbidden, PeerError
+from bailiwick.kernel.framing import Done, Failure, Frame, Framer, Message
 from bailiwick.kernel.ids import SequenceOfIds
 from bailiwick.kernel.layout import Layout
 from bailiwick.record.checkpointing import Checkpointing
@@ -119,6 +120,14 @@ class Recorder:
             connection.answer(frame, CheckpointTaken(outcome) if isinstance(outcome, str) else outcome)
         for connection in list(self._connections):
             self._flush(connection)
+
+    def close(self) -> None:
+        """Lets go of every connection and of the database; the listener is the caller's."""
+        for connection in list(self._connections):
+            self._drop(connection)
+        self._checkpoints.close()
+        self._committer.close()
+        self._selector.close()
 
     def _wait(self, seconds_max: float) -> float:
         times = [self._checkpoints.wakes_at(), self._again_at, self._accepts_at]

@@ -8,9 +8,9 @@ import selectors
 import socket
 from typing import Literal
 
-from bailiwick.kernel.channel import Failure, Framer, Message
 from bailiwick.kernel.clock import Clock
 from bailiwick.kernel.errors import BailiwickError, PeerError
+from bailiwick.kernel.framing import Failure, Framer, Message
 from bailiwick.record.signing import SIGNER, CheckpointSigned, DescribeKey, KeyDescribed, SignCheckpoint
 
 ANSWER_SECONDS_MAX = 3.0

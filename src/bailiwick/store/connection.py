@@ -35,12 +35,19 @@ def open_writer(path: Path, room: str) -> sqlite3.Connection:
     """
     with translated(path):
         try:
+            existed = path.exists()
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
             try:
                 if os.fstat(descriptor).st_uid == os.geteuid():
                     os.fchmod(descriptor, _FILE_MODE)  # whatever the umask said
             finally:
                 os.close(descriptor)
+            if not existed:
+                directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(directory)  # SQLite does this for its own files only
+                finally:
+                    os.close(directory)
         except OSError as error:
             raise StoreError(f"{path}: cannot be opened: {error.strerror}") from error
         connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS_MAX)
