@@ -149,7 +149,7 @@ class Bubblewrap:
         await box.wait_ready()  # (5)
         expected = probe.Expected(
             uid=plan.uid, open_files=spec.limits.open_files, disk_bytes=spec.limits.disk_bytes, state=str(self.state), command=spec.command[0],
-            path=surroundings.environment(spec.environment)["PATH"], groups=[path.name for path in box.group.paths.values()],
+            path=surroundings.environment(spec.environment)["PATH"], groups=[path.name for path in box.group.paths.values()], trees=spec.trees,
         )  # fmt: skip
         result = await self._examine(box, expected)  # (6)
         if result.missing:

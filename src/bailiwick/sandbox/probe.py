@@ -42,6 +42,7 @@ class Expected:
     command: str
     path: str
     groups: list[str]  # the cgroup directories' tails; each must appear in /proc/PID/cgroup
+    trees: list[str]  # of the host, that the operator put in at their own paths
 
 
 class Examined(msgspec.Struct, frozen=True):
@@ -194,8 +195,8 @@ def _try_files(expected: Expected) -> Iterator[Finding]:
         yield _refused(f"write.{place}", lambda place=place: os.close(os.open(f"{place}/.bailiwick-probe", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)))  # type: ignore[misc]
     yield _refused("write.host-setting", lambda: os.close(os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY)))
     hidden = [path for path in ("/etc/shadow", "/run/docker.sock", "/var/run/docker.sock", "/sys", "/boot", expected.state) if Path(path).exists()]
-    hidden += [f"/{place}/{name}" for place in ("root", "run") for name in _names(f"/{place}")]
-    hidden += [f"/home/{name}" for name in _names("/home") if f"/home/{name}" != surroundings.HOME]
+    for place in ("/root", "/run", "/home"):
+        hidden += _foreign(Path(place), [Path(tree) for tree in (*expected.trees, surroundings.HOME)])
     yield Finding("files.host", not hidden, f"in sight: {', '.join(hidden[:10])}" if hidden else "nothing of the host's /home, /root, /run, /sys or our state")
     disk = os.statvfs(surroundings.WORKSPACE)
     own = Path(surroundings.WORKSPACE).stat().st_dev != Path("/usr").stat().st_dev
@@ -205,6 +206,17 @@ def _try_files(expected: Expected) -> Iterator[Finding]:
 
 def _names(place: str) -> list[str]:
     return [entry.name for entry in Path(place).iterdir()]
+
+
+def _foreign(place: Path, trees: list[Path]) -> list[str]:
+    """What is in sight under `place` that is neither one of the trees nor on the way to one."""
+    found: list[str] = []
+    for entry in place.iterdir():
+        if any(tree.is_relative_to(entry) for tree in trees):
+            found += [] if entry in trees else _foreign(entry, trees)
+        else:
+            found.append(str(entry))
+    return found
 
 
 def _try_proc() -> Iterator[Finding]:

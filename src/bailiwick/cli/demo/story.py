@@ -43,8 +43,8 @@ agents:
     workspace: ./{agent}
     trees: {trees}
     sandbox: bubblewrap
-    models: {{provider: openai, allow: [{model_name}], budget: {{tokens: 50_000, usd: 1}}}}
-    limits: {{cpu: 1, memory: 512MiB, pids: 64, disk: 64MiB, wall: 5m, writes: 10}}
+    models: {{provider: openai, allow: [{model_name}], budget: {{tokens: 500_000, usd: 20}}}}
+    limits: {{wall: 5m, calls: 100, writes: 10}}  # cpu, memory and pids keep their defaults: one written here is refused where it cannot be enforced
     boundary:
       - {{allow: [read], http: {config_host}}}
       - {{allow: [write, delete], http: {config_host}, path: /v1/staging/**}}

@@ -318,18 +318,13 @@ def _keeps_alive(connection: bytes, minor_version: int) -> bool:
 
 
 def _target(method: bytes, target: bytes, host: bytes | None) -> tuple[Literal["origin", "absolute", "authority", "asterisk"], str]:
+    if method == b"CONNECT":
+        return "authority", _tunnel(target, host)
     if host is None:
         raise ProtocolViolation("missing-host", "Host is missing")
     named = _AUTHORITY.fullmatch(host)
     if named is None:
         raise ProtocolViolation("invalid-host", "Host is not a name or address with an optional port")
-    if method == b"CONNECT":
-        authority = _AUTHORITY.fullmatch(target)
-        if authority is None or authority[2] is None:
-            raise ProtocolViolation("invalid-target", "the target of CONNECT is not host:port")
-        if host.lower() not in (target.lower(), authority[1].lower()):
-            raise ProtocolViolation("host-mismatch", "Host is not the target of CONNECT")
-        return "authority", target.decode().lower()
     if b"#" in target:
         raise ProtocolViolation("invalid-target", "the target has a fragment")
     if target[0] == 0x2F:
@@ -343,3 +338,13 @@ def _target(method: bytes, target: bytes, host: bytes | None) -> tuple[Literal["
     if (authority[1].lower(), authority[2] or default) != (named[1].lower(), named[2] or default):
         raise ProtocolViolation("host-mismatch", "Host is not the host of the absolute target")
     return "absolute", absolute[2].decode().lower()
+
+
+def _tunnel(target: bytes, host: bytes | None) -> str:
+    """The authority a tunnel is asked to. Its target says all (RFC 9112, 3.2.3), and Python's own client sends no Host with it before 3.12."""
+    authority = _AUTHORITY.fullmatch(target)
+    if authority is None or authority[2] is None:
+        raise ProtocolViolation("invalid-target", "the target of CONNECT is not host:port")
+    if host is not None and host.lower() not in (target.lower(), authority[1].lower()):
+        raise ProtocolViolation("host-mismatch", "Host is not the target of CONNECT")
+    return target.decode().lower()
