@@ -7,6 +7,7 @@ import pydantic
 import pytest
 import yaml
 
+import bailiwick.app.configuration as configuration
 from bailiwick.broker.configuration import CredentialConfiguration
 from bailiwick.cli.demo import story
 from bailiwick.cli.demo.world import Doors, Keys
@@ -57,6 +58,12 @@ def test_the_product_takes_it(keys: Keys, tmp_path: Path) -> None:
     boundary = compile_boundary(setting.agent, agent.boundary, agent.models, groups, policies=policies)
     assert boundary.hosts == ["config.internal"]
     assert "demo/production-is-never-deleted" in {policy.id for policy in boundary.policies}
+
+
+def test_the_whole_configuration_has_no_finding(keys: Keys, tmp_path: Path) -> None:
+    """`bailiwick check` has nothing to say about it, whoever approves."""
+    for approver in ("ana", 'b"o', "1"):
+        assert configuration.check(story.prepare(tmp_path, DOORS, keys, approver=approver).configuration) == []
 
 
 def test_without_the_agents_package_it_says_what_to_do(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
