@@ -11,13 +11,15 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import anyio
 import pytest
 from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError
-from bailiwick.trust.interception import InterceptionAuthority
+from bailiwick.trust import interception
+from bailiwick.trust.interception import SPARES, InterceptionAuthority
 
 VERIFY_X509_STRICT = 0x20  # ssl.VERIFY_X509_STRICT, which create_default_context sets from Python 3.13 on
 
@@ -171,6 +173,51 @@ def test_contexts_are_bounded_and_the_least_used_goes(clock: SetClock) -> None:
     assert len(bounded._contexts) == 3
 
 
+def test_a_context_made_in_advance_serves_the_name_it_is_used_for(authority: InterceptionAuthority) -> None:
+    """The certificate is that of the name, for a strict client, and nothing of the placeholder is left; so is the next one's."""
+    while authority.make_spare():
+        pass
+    assert len(authority._spares) == SPARES
+    for name in ("one.example", "10.0.0.9", LONGEST):
+        context = authority.context_for(name)
+        _, theirs = handshake(context, strict_client(authority), name, alpn=["h2", "http/1.1"])
+        assert theirs.selected_alpn_protocol() == "http/1.1"
+    assert len(authority._spares) == SPARES - 3
+    with pytest.raises(ssl.SSLCertVerificationError, match="not valid for"):
+        handshake(authority.context_for("one.example"), strict_client(authority), "spare.invalid")
+
+
+def test_where_certificates_cannot_be_swapped_names_are_served_all_the_same(authority: InterceptionAuthority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another Python or OpenSSL is noticed by a handshake, and costs time only."""
+    monkeypatch.setattr(interception, "_swap_certificate", lambda context, leaf: None)
+    assert not authority.make_spare()
+    assert authority._spares == []
+    handshake(authority.context_for("one.example"), strict_client(authority), "one.example")
+
+
+def test_a_swapped_certificate_of_another_key_does_not_serve(authority: InterceptionAuthority, clock: SetClock) -> None:
+    """A key that does not fit is dropped by OpenSSL, never used with the wrong certificate."""
+    context = authority._whole_context(authority._placeholder())
+    interception._swap_certificate(context, InterceptionAuthority.create(clock)._placeholder())
+    with pytest.raises(ssl.SSLError):
+        handshake(context, strict_client(authority), "spare.invalid")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": use}) for use in (False, True)], ids=["asyncio", "uvloop"])
+async def test_in_a_loop_contexts_are_made_while_nothing_waits(authority: InterceptionAuthority) -> None:
+    """After the first name there are spares, and they are made up for."""
+    authority.context_for("one.example")
+    with anyio.fail_after(10):
+        while len(authority._spares) < SPARES:
+            await anyio.sleep(0.002)
+    authority.context_for("two.example")
+    assert len(authority._spares) == SPARES - 1
+    with anyio.fail_after(10):
+        while len(authority._spares) < SPARES:
+            await anyio.sleep(0.002)
+
+
 def test_alpn_is_http_1_1_and_nothing_below_tls_1_2(authority: InterceptionAuthority) -> None:
     """A client that prefers HTTP/2 is answered in HTTP/1.1; TLS 1.1 is not spoken."""
     context = authority.context_for("config.internal")
@@ -219,6 +266,7 @@ def _link(fd: str) -> str:
 @pytest.mark.skipif(os.getuid() != 0, reason="drops its uid")
 def test_contexts_are_made_after_the_uid_is_dropped_and_files_are_closed_off(authority: InterceptionAuthority) -> None:
     """With another uid, no dumping and Landlock that allows no path at all, a new name still gets its certificate."""
+    from bailiwick.kernel import seccomp
     from bailiwick.kernel.accounts import Account, Role
     from bailiwick.kernel.confine import become, harden, restrict_files
 
@@ -229,8 +277,12 @@ def test_contexts_are_made_after_the_uid_is_dropped_and_files_are_closed_off(aut
         try:
             become(Account("gateway-0", Role.GATEWAY, 761_999, 761_999))
             harden()
+            seccomp.install(seccomp.OWN_PROCESS)
             closed_off = restrict_files()
             authority.context_for("after.example")
+            while authority.make_spare():
+                pass
+            authority.context_for("swapped.example")
             answer = b"made" if closed_off else b"made, no landlock"
         except BaseException as error:
             answer = repr(error).encode()
