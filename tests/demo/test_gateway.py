@@ -107,7 +107,6 @@ def findings(around: Neighbourhood, world: World, keys: Keys, output: str, summa
     return {finding.claim: finding for finding in claims.check(evidence)}
 
 
-@pytest.mark.xfail(sys.version_info < (3, 12), reason="the gateway refuses the CONNECT of Python's http.client before 3.12: HTTP/1.0, without Host")
 @pytest.mark.parametrize("answer", ["granted", "denied"])
 async def test_the_story_through_the_gateway(place: tuple[Neighbourhood, World], keys: Keys, answer: str) -> None:
     """The unmodified agent with the official client, through the real gateway and critic to the real servers: what of the story the gateway alone can
