@@ -32,7 +32,7 @@ def test_every_claim_holds_and_nothing_leaks(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="needs to be root")
 def test_it_holds_for_an_ordinary_user(tmp_path: Path) -> None:
     """The same for a user without any privilege, by an interpreter that user can reach."""
-    uid = 61_234
+    uid = 65_534  # nobody, who has an entry in every passwd
     home = tmp_path / "home"
     home.mkdir()
     shutil.chown(home, uid, uid)
