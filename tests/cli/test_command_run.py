@@ -74,14 +74,18 @@ def test_the_status_says_how_it_ended(cli: Any, how: dict[str, Any], status: int
 
 
 def test_a_command_is_everything_after_the_dashes(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own options are its own, the directory it is asked from is its workspace, and the PATH is the asker's."""
+    """Its own options are its own, the directory it is asked from is its workspace, and its program is found on the asker's PATH."""
     plays(cli.governance, ends())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", "/usr/bin:/opt/x")
-    cli("run", "--observe", "--", "python", "a.py", "--json", "--", "x")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "my-agent").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "my-agent").chmod(0o755)
+    monkeypatch.setenv("PATH", f"/usr/bin:{tmp_path}/bin")
+    cli("run", "--observe", "--", "my-agent", "a.py", "--json", "--", "x")
     request, _ = cli.governance.requests[0]
-    assert request.command == ["python", "a.py", "--json", "--", "x"]
-    assert (request.observe, request.workspace, request.search_path) == (True, str(tmp_path), "/usr/bin:/opt/x")
+    assert request.command == [f"{tmp_path}/bin/my-agent", "a.py", "--json", "--", "x"]
+    assert (request.observe, request.workspace) == (True, str(tmp_path))
+    assert request.trees
     cli("run", "--no-workspace", "--", "true")
     assert cli.governance.requests[1][0].workspace is None
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -137,7 +141,7 @@ def test_an_interrupt_ends_the_run_and_waits_until_it_has(cli: Any, number: sign
     """One kill is ordered, the end is waited for, and the status is 130."""
     process = cli.start("run", "deployer")
     wait_until(lambda: cli.governance.known_runs)
-    assert "requested" in process.stderr.readline()
+    read_until(process, "requested")
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -150,13 +154,20 @@ def test_a_second_interrupt_does_not_wait(cli: Any) -> None:
     """Who insists is let go, and told that the run may go on."""
     cli.governance.end_on_kill = False
     process = cli.start("run", "deployer")
-    assert "requested" in process.stderr.readline()
+    read_until(process, "requested")
     process.send_signal(signal.SIGINT)
     wait_until(lambda: any(event.event["kind"] == "run.killed" for event in cli.governance.log))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "bailiwick ps" in err
+
+
+def read_until(process: Any, words: str) -> None:
+    line = "\n"
+    while words not in line:
+        line = process.stderr.readline()
+        assert line, f"standard error ended without {words!r}"
 
 
 def wait_until(condition: Any, seconds: float = 10.0) -> None:
@@ -257,3 +268,69 @@ def test_on_a_terminal_ctrl_c_ends_the_run(cli: Any) -> None:
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 130
     assert [run.state for run in cli.governance.known_runs.values()] == ["ended"]
+
+
+def test_what_it_started_it_stops_when_interrupted(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C leaves nothing behind: the run ends first, then the processes, and only then does the command."""
+    from queue import SimpleQueue
+
+    from bailiwick.cli import command_run, options
+    from bailiwick.cli.exits import Exit
+    from bailiwick.cli.follow import Interrupted
+
+    run = cli("run", "deployer", "--detach").strip()
+    layout = options.layout(cli.state)
+    inbox: Any = SimpleQueue()
+    inbox.put(Interrupted(signal.SIGINT))
+    up = iter([True, True, False])
+    monkeypatch.setattr(command_run, "_is_up", lambda _: next(up))
+    watch = command_run.Watch(options.client(cli.state), layout, cli.governance.known_runs[run], started_here=True)
+    assert watch.until_end(inbox, as_json=False) is Exit.INTERRUPTED
+    assert cli.governance.known_runs[run].state == "ended"
+    assert cli.governance.stopped_by is not None
+
+
+def test_a_configuration_that_keeps_it_from_starting_is_named(alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The findings, and status 3: not that a process of ours did not come up."""
+    from bailiwick.app import detached
+    from bailiwick.kernel.errors import BackendError
+
+    def fails(*_: Any, **__: Any) -> int:
+        raise BackendError("the installation did not come up: it said nothing")
+
+    monkeypatch.setattr(detached, "start_detached", fails)
+    file = tmp_path / "bailiwick.yaml"
+    file.write_text("agents: 7\n")
+    alone("run", "-c", str(file), "deployer", status=3)
+    assert "bailiwick.yaml:1:" in alone.err
+    file.write_text("{}\n")
+    alone("run", "-c", str(file), "deployer", status=5)
+    assert "did not come up" in alone.err
+
+
+def test_a_governor_that_is_started_anew_is_followed_on(tmp_path: Path) -> None:
+    """The stream breaks in the middle of a run: nothing is lost, nothing is told twice, and the end is the run's."""
+    from tests.cli.conftest import Cli
+    from tests.fakes.governance import FakeGovernance
+    from tests.fakes.served import served
+
+    from bailiwick.api.application import create
+    from bailiwick.api.operators import Directory
+    from bailiwick.kernel.layout import Layout
+
+    governance = FakeGovernance()
+    directory = Directory({}, starter_uid=os.getuid(), separate=os.getuid() == 0)
+    cli = Cli(tmp_path, None, governance)
+    path = Path(Layout(tmp_path).socket("api"))
+    with served(create(governance, directory.authenticate), path) as server:
+        process = cli.start("run", "deployer")
+        read_until(process, "requested")
+        (run,) = governance.known_runs
+        server.call(lambda: governance.commit("run.output", run=run, body={"stream": "stdout", "text": "one\n"}))
+        assert process.stdout.readline() == "one\n"
+    governance._news = None
+    with served(create(governance, directory.authenticate), path) as server:
+        server.call(lambda: governance.commit("run.output", run=run, body={"stream": "stdout", "text": "two\n"}))
+        server.call(lambda: governance.end(run))
+        out, _ = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("two\n", 0)

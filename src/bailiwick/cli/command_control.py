@@ -1,10 +1,15 @@
 """`kill`, `pause`, `resume`, `policy show`: stopping a run, and reading what an agent is held to."""
 
+import time
 from typing import Annotated
 
 import typer
 
 from bailiwick.cli import options, terminal
+from bailiwick.kernel.errors import BackendError
+
+END_SECONDS_MAX = 30.0
+_POLL_SECONDS = 0.03
 
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="A word for the record.")]
 
@@ -16,7 +21,7 @@ commands.add_typer(policy, name="policy")
 
 @commands.command("kill", short_help="End a run")
 def kill(run: options.Run, reason: Reason = "", json: options.Json = False, state: options.State = None) -> None:
-    """Ends a run: its way out is closed, its processes are killed, its leases are revoked.
+    """Ends a run: its way out is closed, its processes are killed, its leases are revoked. Returns when nothing of it is left.
 
     \b
     bailiwick kill last --reason "it loops"
@@ -88,6 +93,14 @@ def _order(run: str, order: str, reason: str, json: bool, state: options.State) 
     api = options.client(state)
     name = options.run_id(api, run)
     after = api.post(f"/v1/runs/{name}/{order}", {"reason": reason}, RunView)
+    if order == "kill":
+        deadline = time.monotonic() + END_SECONDS_MAX
+        with terminal.progress(f"ending {name}"):
+            while after.state != "ended":
+                if time.monotonic() > deadline:
+                    raise BackendError(f"{name} is {after.state} after {END_SECONDS_MAX:g} s; its end goes on, `bailiwick trace {name}` shows how far it is")
+                time.sleep(_POLL_SECONDS)
+                after = api.get(f"/v1/runs/{name}", RunView)
     if json:
         terminal.as_json(msgspec.to_builtins(after))
     else:

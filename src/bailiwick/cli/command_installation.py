@@ -39,7 +39,7 @@ def status(json: options.Json = False, state: options.State = None) -> None:
     terminal.say(f"  runs           {found.runs_live} live{waits}")
     terminal.say(f"  record         {found.record_size:,} events, root {found.record_root}")
     rows = [
-        [each.name, each.state, str(each.pid or "-"), str(each.uid if each.uid is not None else "-"), str(each.restarts), each.detail]
+        [each.name, each.state, str(each.pid or "-"), str(each.uid if each.uid is not None else "-"), str(each.restarts), terminal.shown(each.detail)]
         for each in found.processes
     ]
     styles = [["", "green" if each.state == "up" else "red", "", "", "", "dim"] for each in found.processes]
@@ -81,9 +81,7 @@ def demo(context: typer.Context) -> None:
     \b
     bailiwick demo
     """
-    import importlib
-
-    main = importlib.import_module("bailiwick.cli.demo.command").main
+    from bailiwick.cli.demo.command import main
 
     raise typer.Exit(main(context.args))
 

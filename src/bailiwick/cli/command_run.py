@@ -1,6 +1,7 @@
 """`run`: an agent of the configuration or any command, from the order to its end, watched."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +17,7 @@ from typer.core import TyperCommand
 
 from bailiwick.cli import options, terminal
 from bailiwick.cli.exits import Exit, Refused, Stop, Unreachable, of_run
-from bailiwick.kernel.errors import BailiwickError, CallerError
+from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError
 
 if TYPE_CHECKING:
     from bailiwick.cli.client import Client
@@ -85,24 +87,53 @@ def run(
     started_here = ensure_up(layout, chosen)
     if not started_here and config is not None:
         _say_if_another(api, config)
-    made = api.post("/v1/runs", request, RunView)
-    if detach:
-        terminal.say(made.run)
-        return
-    raise Stop(Watch(api, layout, made, started_here=started_here).until_end(as_json=json))
+    from queue import SimpleQueue
+
+    from bailiwick.cli import follow
+
+    inbox: Inbox = SimpleQueue()
+    with follow.signals(inbox):  # from before the run is there: an interrupt is never lost between the two
+        made = api.post("/v1/runs", request, RunView)
+        if detach:
+            terminal.say(made.run)
+            return
+        raise Stop(Watch(api, layout, made, started_here=started_here).until_end(inbox, as_json=json))
 
 
 def ensure_up(layout: "Layout", configuration: Path | None, *, idle_exit_seconds: float | None = IDLE_EXIT_SECONDS) -> bool:
-    """Starts the processes unless they are up. Returns whether it did."""
+    """Starts the processes unless they are up. Returns whether it did. Interrupted, it leaves none behind."""
     if _is_up(layout):
         return False
     if configuration is not None and not configuration.exists():
         raise Stop(Exit.CONFIGURATION, f"{configuration} does not exist; `bailiwick init` makes a starter")
     from bailiwick.app.detached import start_detached
 
-    with terminal.progress("starting the processes"):
-        start_detached(configuration, layout, idle_exit_seconds=idle_exit_seconds)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with terminal.progress("starting the processes"):
+            start_detached(configuration, layout, idle_exit_seconds=idle_exit_seconds)
+    except BackendError:
+        if configuration is not None:
+            _say_what_is_wrong(configuration)
+        raise
+    except KeyboardInterrupt:
+        if _is_up(layout):
+            stop_group(options.client(layout.root), layout)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return True
+
+
+def _say_what_is_wrong(configuration: Path) -> None:
+    """Invalid, when that is why nothing came up."""
+    from bailiwick.app.configuration import load_configuration
+
+    load_configuration(configuration)
 
 
 def stop_group(api: "Client", layout: "Layout") -> None:
@@ -171,15 +202,13 @@ class Watch:
     _interrupted: bool = False
     _deadline: float | None = None
     _ended: dict[str, Any] = field(default_factory=dict)
+    _changed: int = 0
 
-    def until_end(self, *, as_json: bool) -> Exit:
-        from queue import SimpleQueue
-
+    def until_end(self, inbox: "Inbox", *, as_json: bool) -> Exit:
+        """`inbox` has signals already."""
         from bailiwick.cli import follow, live
 
-        inbox: Inbox = SimpleQueue()
         with ExitStack() as stack:
-            stack.enter_context(follow.signals(inbox))
             view = live.view(self.run.run, self.run.agent, as_json=as_json)
             stack.enter_context(view)
             view.note(f"{self.run.run} of {self.run.agent}")
@@ -188,6 +217,8 @@ class Watch:
                 stack.enter_context(follow.keys(inbox))
             follow.follow(self.api, self.run.run, inbox)
             status = self._loop(inbox, view, answers)
+            if self._changed:
+                view.note(f"{self._changed:,} changes in its workspace: `bailiwick diff {self.run.run}`, `bailiwick apply {self.run.run}`")
         if self._interrupted and self.started_here:
             with terminal.progress("stopping the processes"):
                 stop_group(self.api, self.layout)
@@ -223,6 +254,8 @@ class Watch:
         what, body = event["event"]["kind"], event["event"].get("body", {})
         if what == "run.ended":
             self._ended = body
+        elif what == "run.workspace":
+            self._changed = int(body.get("changed", 0))
         elif what == "hold.opened":
             self._show_hold(str(body.get("hold", "")), view, answers)
         elif what in ("hold.signed", "hold.closed", "hold.redeemed"):

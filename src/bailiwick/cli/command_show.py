@@ -49,7 +49,7 @@ def ps(
         terminal.note("no run" if everything else "no run is live; `bailiwick ps --all` lists those that have ended")
         return
     now = datetime.now(UTC).isoformat()
-    rows = [[run.run, run.agent, how(run), _ago(run.requested, now), str(run.calls), str(run.writes), run.task] for run in runs]
+    rows = [[run.run, run.agent, how(run), _ago(run.requested, now), str(run.calls), str(run.writes), terminal.one_line(run.task)] for run in runs]
     styles = [["bold", "", _STYLES.get(run.state, "" if run.status == 0 else "red"), "", "", "", "dim"] for run in runs]
     terminal.table(["RUN", "AGENT", "STATE", "AGE", "CALLS", "WRITES", "TASK"], rows, styles=styles)
 
@@ -104,7 +104,7 @@ def trace(
     columns = terminal.width()
     terminal.say(terminal.styled(f"{found.run} · {terminal.shown(found.agent)} · {how(found)}", "bold"))
     if found.task:
-        terminal.say(terminal.shown(found.task))
+        terminal.say(terminal.cut_to(terminal.one_line(found.task), 4 * columns))
     terminal.say(f"requested {found.requested} by {terminal.shown(found.operator)}{', observe mode' if found.observe else ''}")
     for since, line in events.lines(stream(api, name, follow=follow), output=output):
         terminal.say(events.rendered(since, line, columns))

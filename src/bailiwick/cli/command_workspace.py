@@ -14,7 +14,7 @@ import typer
 
 from bailiwick.cli import options, terminal
 from bailiwick.cli.exits import Exit, Stop
-from bailiwick.kernel.errors import CallerError, PeerError
+from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError, PeerError
 
 if TYPE_CHECKING:
     from bailiwick.cli.changeset import Archive, Change
@@ -97,13 +97,21 @@ def apply(run: options.Run, to: To = None, yes: options.Yes = False, json: optio
     since = datetime.fromisoformat(run_view.requested).astimezone(UTC)
     with _archive(api, run_view.run, changes) as archive, changeset.opened(target) as root:
         count = applying.apply(root, archive, int(since.timestamp() * 1_000_000) * 1_000)
-    api.tell(f"/v1/runs/{run_view.run}/applied", {"directory": str(target)})
+    if count or changes.applied is None:
+        _note_applied(api, run_view.run, target)
     if json:
         terminal.as_json({"run": run_view.run, "directory": str(target), "changes": len(changes.changes), "made": count, "refused": changes.refused})
         return
     terminal.say(f"{count} of {len(changes.changes)} changes made in {terminal.shown(str(target))}" + ("" if count else ": all were there already"))
     for reason in changes.refused:
         terminal.note(f"not brought back: {terminal.shown(reason)}")
+
+
+def _note_applied(api: "Client", run: str, target: Path) -> None:
+    try:
+        api.tell(f"/v1/runs/{run}/applied", {"directory": str(target)})
+    except BailiwickError as error:
+        raise BackendError(f"the changes are in {target}, and that could not be recorded: {error}; `bailiwick apply` again records it") from error
 
 
 def _changes(api: "Client", named: str) -> "tuple[RunView, ChangesView]":

@@ -113,17 +113,15 @@ def _wrapped(text: str, room: int) -> str:
 
 
 def _folded(facts: tuple[str, ...], room: int) -> Iterator[str]:
-    line = ""
-    for fact in facts:
-        if line and len(line) + 3 + len(fact) > room:
-            yield line
-            line = ""
-        line = f"{line} · {fact}" if line else fact
-        while len(line) > room:
-            yield line[:room]
-            line = line[room:]
-    if line:
-        yield line
+    """Between words where it can be."""
+    rest = " · ".join(facts)
+    while len(rest) > room:
+        at = rest.rfind(" ", room // 2, room + 1)
+        at = room if at < 0 else at
+        yield rest[:at].rstrip(" ·")
+        rest = rest[at:].lstrip(" ·")
+    if rest:
+        yield rest
 
 
 def _body(event: Event) -> dict[str, Any]:
@@ -183,7 +181,9 @@ def _told(event: Event) -> Line:
     by = f" by {text['operator']}" if "operator" in text else ""
     match event["kind"]:
         case "run.requested":
-            return Line("●", "bold", f"requested{by}: {text.get('task', '')}".rstrip(": "), ("observe mode",) if body.get("observe") else ())
+            return Line(
+                "●", "bold", f"requested{by}: {terminal.one_line(str(body.get('task', '')))}".rstrip(": "), ("observe mode",) if body.get("observe") else ()
+            )
         case "run.probed":
             findings = [each for each in body.get("findings", []) if isinstance(each, dict)]
             broken = [terminal.shown(str(each.get("check"))) for each in findings if not each.get("held")]
@@ -191,7 +191,7 @@ def _told(event: Event) -> Line:
                 return Line("✗", "red", f"the sandbox is open: {', '.join(broken)}", (), "red")
             return Line("●", "", f"sealed: {len(findings)} checks held", tuple(filter(None, [text.get("backend", "")])))
         case "run.started":
-            return Line("▶", "bold", f"started {terminal.shown(' '.join(map(str, body.get('command', []))))}".rstrip())
+            return Line("▶", "bold", f"started {terminal.one_line(' '.join(map(str, body.get('command', []))))}".rstrip())
         case "run.output":
             return Line("│", "dim", terminal.shown(str(body.get("text", "")).rstrip("\n"), lines=False))
         case "run.ended":
@@ -201,7 +201,8 @@ def _told(event: Event) -> Line:
         case "run.paused" | "run.resumed" as kind:
             return Line("‖" if kind == "run.paused" else "▶", "yellow", kind.removeprefix("run.") + by, tuple(filter(None, [text.get("reason", "")])))
         case "run.workspace":
-            return Line("●", "", f"changed {body.get('changed', len(body.get('changes', [])))} files in its workspace")
+            count = body.get("changed", len(body.get("changes", [])))
+            return Line("●", "", f"changed {f'{count:,} files' if count else 'nothing'} in its workspace")
         case "run.applied":
             return Line("●", "", f"changes applied{by} to {text.get('directory', '?')}")
         case "attempt.refused":

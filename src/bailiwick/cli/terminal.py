@@ -1,11 +1,13 @@
 """What a person sees. Text that an agent, a peer or a file name brought is made visible before it reaches a terminal: no escape of theirs is obeyed."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
@@ -15,6 +17,7 @@ _STYLES = {
     "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "alarm": "1;33",
 }  # fmt: skip
 _WIDTH_MIN, _WIDTH_PLAIN = 40, 120
+_NOTICED_SECONDS = 0.7
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -45,9 +48,14 @@ def shown(text: str, *, lines: bool = False) -> str:
     return visible(text, lines=lines)
 
 
+def one_line(text: str) -> str:
+    """A task or a command, which may have lines of its own, in a line of ours. Not for what is signed over."""
+    return visible(" ↵ ".join(part.strip() for part in text.strip().splitlines()))
+
+
 def already_visible(text: str) -> str:
     """Text whose hidden characters are written out already, as its sender says; any that are left are written out here."""
-    return "".join(each if each.isprintable() or each in "\n\t" else visible(each) for each in text)
+    return "".join(each if " " <= each <= "~" or each in "\n\t" else visible(each) for each in text)
 
 
 def raw(text: str, stream: TextIO) -> None:
@@ -91,28 +99,41 @@ def ask(question: str) -> bool:
 
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[None]:
-    """Shows on a terminal that something goes on; says it once elsewhere."""
+    """Once it takes long enough to be noticed: a spinner on a terminal, one line elsewhere."""
+    done = threading.Event()
+    teller = threading.Thread(target=_tell, args=(text, done), daemon=True, name="progress")
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+def _tell(text: str, done: threading.Event) -> None:
+    if done.wait(_NOTICED_SECONDS):
+        return
     if not is_terminal(sys.stderr):
         note(f"{text} ...")
-        yield
         return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status(Text(text)):
-        yield
+    for frame in itertools.cycle("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"):
+        sys.stderr.write(f"\r{frame} {text}")
+        sys.stderr.flush()
+        if done.wait(0.1):
+            break
+    sys.stderr.write("\r\x1b[K")
+    sys.stderr.flush()
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, flexible: int = -1, styles: Sequence[Sequence[str]] = ()) -> None:
-    """Aligned columns within the width; the `flexible` one is cut where it must. Cells are another's text as well as ours."""
-    cells = [[shown(cell) for cell in row] for row in rows]
+    """Aligned columns within the width; the `flexible` one is cut where it must. Cells are visible already."""
     flexible %= len(columns)
-    widths = [max(len(row[n]) for row in [list(columns), *cells]) for n in range(len(columns))]
+    widths = [max(len(row[n]) for row in [columns, *rows]) for n in range(len(columns))]
     spare = width() - sum(widths) - 2 * (len(columns) - 1)
     if spare < 0:
         widths[flexible] = max(8, widths[flexible] + spare)
     say(styled(_row(columns, widths), "bold"))
-    for number, row in enumerate(cells):
+    for number, row in enumerate(rows):
         style = styles[number] if styles else [""] * len(row)
         say(_row(row, widths, style))
 
