@@ -315,7 +315,7 @@ async def test_a_budget_denies_the_call_beyond_it(tmp_path: Path) -> None:
         assert (await wire.ask(GET)).status == 200
         assert len(upstream.requests) == 2
         await place.finished(2)
-        assert (place.run.budget.used.writes, place.run.budget.used.calls) == (1, 2)
+        assert (place.run.used.writes, place.run.used.calls) == (1, 2)
 
 
 def with_models(place: Neighbourhood) -> None:

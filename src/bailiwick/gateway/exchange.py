@@ -81,9 +81,9 @@ class Exchange:
         self._parked: Pending[Any] | None = None
         self._answered: Pending[None] | None = None
         self._upstream: UpstreamConnection | None = None
-        self._hash = hashlib.sha256()
+        self._hash: Any = None
         self._continue = head.expects_continue
-        self._head_bytes = b""
+        self._out: list[bytes] = []  # of the answer, until the end of what came at once
         self._answer_chunked = False
         self._keep_alive = head.keep_alive
         self._answer_begun = False
@@ -110,7 +110,8 @@ class Exchange:
         match self._mode:
             case "forward":
                 self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
-                self._send_body(data)
+                if self._upstream is not None:
+                    self._upstream.send(self._framed(data))
             case "drop":
                 if self._size > DRAINED_BYTES_MAX:
                     self._connection.close()
@@ -128,7 +129,8 @@ class Exchange:
     def body_end(self) -> None:
         self.request_done = True
         if self._mode == "forward":
-            self._end_body()
+            if self._upstream is not None:
+                self._upstream.send(self._framed_end())
         elif self._mode == "collect" and self._collected is not None:
             self._collected.settle(b"".join(self._parts))
         self._over()
@@ -154,18 +156,18 @@ class Exchange:
         self._continue = False
         self._connection.resume_reading()
 
-    def _send_body(self, data: bytes) -> None:
+    def _framed(self, data: bytes) -> bytes:
+        """A piece of body as it is sent, counted and hashed."""
+        if self._hash is None:
+            self._hash = hashlib.sha256()
         self._hash.update(data)
         self.outcome.request_bytes += len(data)
-        upstream = self._upstream
-        if upstream is not None:
-            upstream.send(b"%x\r\n%b\r\n" % (len(data), data) if self.body is None and self.head.framing == "chunked" else data)
+        return b"%x\r\n%b\r\n" % (len(data), data) if self.body is None and self.head.framing == "chunked" else data
 
-    def _end_body(self) -> None:
-        if self.body is None and self.head.framing == "chunked" and self._upstream is not None:
-            self._upstream.send(_LAST_CHUNK)
-        if self.outcome.request_bytes:
+    def _framed_end(self) -> bytes:
+        if self._hash is not None:
             self.outcome.request_sha256 = self._hash.hexdigest()
+        return _LAST_CHUNK if self.body is None and self.head.framing == "chunked" else b""
 
     # -- the other side
 
@@ -184,12 +186,11 @@ class Exchange:
         self._mode = "forward"
         parts = [self.body] if self.body else self._parts
         self._parts = []
-        upstream.send(head)
-        for part in parts:
-            self._send_body(part)
+        pieces = [head, *(self._framed(part) for part in parts)]
         if self.request_done:
-            self._end_body()
-        else:
+            pieces.append(self._framed_end())
+        upstream.send(b"".join(pieces))
+        if not self.request_done:
             self._invite()
         await answered
 
@@ -202,7 +203,10 @@ class Exchange:
             if head.framing != "none" and (head.first(b"content-encoding") or b"identity").lower() != b"identity":
                 self._break_off(UpstreamFailed("answer-encoded", "the answer is compressed although it must not be, so what was injected cannot be taken out"))
                 return
-            fields = [(name, scrubber.value(value)) for name, value in fields]
+            seen = b"\n".join([value for _, value in fields])
+            if scrubber.value(seen) is not seen:  # one look at all of them; a form never spans a line
+                scrubber.found = 0
+                fields = [(name, scrubber.value(value)) for name, value in fields]
         if self.tap is None and self.call is not None and self.target.route is not None and head.status < 400:
             stream = (head.first(b"content-type") or b"").lower().startswith(b"text/event-stream")
             self.tap = UsageTap(self.target.endpoint or "", stream=stream, content_encoding=(head.first(b"content-encoding") or b"").decode("latin-1") or None)
@@ -222,8 +226,7 @@ class Exchange:
             fields.append((b"connection", b"close"))
         elif not self._connection.speaks_chunked:
             fields.append((b"connection", b"keep-alive"))
-        self._answer_begun = True
-        self._head_bytes = response_bytes(head.status, head.reason, fields)
+        self._out.append(response_bytes(head.status, head.reason, fields))
 
     def answer_data(self, data: bytes) -> None:
         self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
@@ -237,15 +240,14 @@ class Exchange:
     def _give(self, data: bytes) -> None:
         if self._answer_chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if self._head_bytes:
-            data, self._head_bytes = self._head_bytes + data, b""
         if data:
-            self._connection.write(data)
+            self._out.append(data)
 
     def answer_flush(self) -> None:
-        if self._head_bytes:
-            self._connection.write(self._head_bytes)
-            self._head_bytes = b""
+        if self._out:
+            self._answer_begun = True
+            out, self._out = self._out, []
+            self._connection.write(out[0] if len(out) == 1 else b"".join(out))
 
     def answer_end(self) -> None:
         rest = b""
@@ -255,8 +257,7 @@ class Exchange:
         if rest:
             self._give(rest)
         if self._answer_chunked:
-            self._connection.write(self._head_bytes + _LAST_CHUNK)
-            self._head_bytes = b""
+            self._out.append(_LAST_CHUNK)
         self.answer_flush()
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
@@ -293,7 +294,7 @@ class Exchange:
     @property
     def answer_begun(self) -> bool:
         """Whether a byte of an answer has gone to the agent."""
-        return self.answer_done or (self._answer_begun and not self._head_bytes)
+        return self.answer_done or self._answer_begun
 
     def agent_full(self) -> None:
         if self._upstream is not None:
@@ -334,7 +335,7 @@ class Exchange:
         }
         route = self.target.route
         status, fields, body = for_model(route.dialect, **words) if route is not None and self.target.endpoint else render(**words)
-        self._head_bytes = b""
+        self._out.clear()
         self._mode = "drop"
         self._parts.clear()
         if not self.request_done and (self._continue or (self.head.length or 0) > DRAINED_BYTES_MAX):

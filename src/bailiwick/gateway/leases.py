@@ -1,11 +1,10 @@
 """Leases as the gateway uses them: asked for at the broker, kept for the seconds it allows, added to a head last, scrubbed from the answer."""
 
-import copy
 from dataclasses import dataclass
 
 from bailiwick.broker.inject import secrets_of
 from bailiwick.broker.messages import LeasesUsed, LeaseUse
-from bailiwick.gateway.layers.scrub import Scrubber
+from bailiwick.gateway.layers.scrub import Patterns, Scrubber
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +13,15 @@ class Lent:
 
     uses: tuple[LeaseUse, ...]
     expires: float  # on the loop's clock
-    _scrubber: Scrubber
+    _patterns: Patterns
 
     @classmethod
     def of(cls, used: LeasesUsed, now: float) -> "Lent":
-        return cls(tuple(used.uses), now + used.seconds_max, Scrubber(secrets_of(used.uses)))
+        return cls(tuple(used.uses), now + used.seconds_max, Patterns(secrets_of(used.uses)))
 
     def scrubber(self) -> Scrubber:
         """A fresh one for one answer; the patterns, which cost more than the answer, are shared."""
-        return copy.copy(self._scrubber)
+        return Scrubber(self._patterns)
 
     @property
     def credentials(self) -> str | None:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from bailiwick.critic.action import Action
 from bailiwick.critic.budget import Budget
 from bailiwick.critic.decision import Decision, Retry
-from bailiwick.critic.enforcement import ModelRoute, OpenRun
+from bailiwick.critic.enforcement import ModelRoute, OpenRun, Usage
 from bailiwick.gateway import events
 from bailiwick.gateway.leases import LeaseShelf
 from bailiwick.gateway.names import NameTable
@@ -92,12 +94,17 @@ class Run:
         self.connections: set[Closable] = set()
         self.unfinished: dict[str, Action] = {}
         self.unknown: list[str] = []  # actions whose outcome was recorded as that
+        self.authorities: dict[str, tuple[str, int | None]] = {}  # as written by the agent; see target
         self.parked = 0
+        self._calls = self._writes = self._egress_bytes = 0
         self.closed: str | None = None
         self._refusals = Rate.of(REFUSALS_BURST, REFUSALS_PER_SECOND)
         self.hold_to(order, critic, policy)
 
     def hold_to(self, order: OpenRun, critic: Decider, policy: str) -> None:
+        if self._calls or self._writes or self._egress_bytes:  # bounds may speak of them from now on
+            order = replace(order, used=self.used)
+            self._calls = self._writes = self._egress_bytes = 0
         self.order = order
         self.agent = order.agent
         self.critic = critic
@@ -118,6 +125,23 @@ class Run:
             raise dead("governor", "has not been heard from")
         if not self.house.recorder.healthy:
             raise dead("recorder", "does not take events")
+
+    def unbounded(self, effect: bool) -> bool:
+        """Whether no bound of the budget speaks of a plain request: then it is only counted."""
+        bounds = self.order.budget
+        return bounds.calls is None and bounds.egress_bytes is None and (bounds.writes is None or not effect)
+
+    def count(self, used: Usage) -> None:
+        """What was used without being reserved."""
+        self._calls += used.calls
+        self._writes += used.writes
+        self._egress_bytes += used.egress_bytes
+
+    @property
+    def used(self) -> Usage:
+        """Everything so far, as it is reported."""
+        used = self.budget.used
+        return replace(used, calls=used.calls + self._calls, writes=used.writes + self._writes, egress_bytes=used.egress_bytes + self._egress_bytes)
 
     def decide(self, action: Action, *, signed_off: bool = False) -> Decision:
         """The critic's word. Raises Refused when it has none to give."""

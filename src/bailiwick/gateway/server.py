@@ -91,6 +91,8 @@ def decided(exchange: Exchange, action: Action) -> tuple[Decision, Reservation |
     if isinstance(decision, Deny):
         return decision, None
     call = exchange.call
+    if call is None and run.unbounded(action.verb.is_effect):
+        return decision, None
     reserved: Reservation | Deny
     if call is None or exchange.target.route is None:
         reserved = run.budget.reserve(calls=1, writes=int(action.verb.is_effect), egress_bytes=exchange.head.length or 0)
@@ -174,7 +176,10 @@ async def borrowed(exchange: Exchange, action: Action) -> Lent | None:
 async def forwarded(exchange: Exchange, action: Action, lent: Lent | None) -> None:
     """Injects, sends, and streams the answer back. A read that a kept connection closed upon, unanswered, is sent once more; nothing else ever is."""
     run, destination = exchange.run, exchange.target.destination
-    head = outgoing(exchange, lent)
+    try:
+        head = outgoing(exchange, lent)
+    except BailiwickError as error:
+        raise dead("broker", f"lent what cannot be injected ({error})") from error
     upstream = run.upstreams.kept(destination)
     if upstream is not None:
         try:
@@ -246,6 +251,8 @@ def recorded(exchange: Exchange, action: Action, reservation: Reservation | None
         used = _model_usage(exchange, used)
     if reservation is not None:
         run.budget.settle(reservation, used if exchange.sent else Usage())
+    elif exchange.sent:
+        run.count(used)
     exchange.end()
     run.record(events.finished(run.house.ids.event(), exchange.id, action, outcome))
 

@@ -3,6 +3,7 @@
 A `Host` field never decides where a request goes; one that names another host than the connection is authorised for is refused.
 """
 
+import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Literal
@@ -17,6 +18,8 @@ from bailiwick.gateway.upstream import Destination
 from bailiwick.kernel.errors import CallerError
 
 PROXY_PORT = 3128
+AUTHORITIES_MAX = 1_024
+_SYNTHETIC = re.compile(r"198\.1[89]\.|c61[23]:")  # 198.18.0.0/15, and as the end of an IPv6 address
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 Via = Literal["transparent", "proxy", "connect", "model-base"]
@@ -82,11 +85,10 @@ def target_of(run: Run, door: Door, head: RequestHead, *, secure: bool) -> Targe
             raise ProtocolViolation("not-absolute", "a request to the proxy must have an absolute target")
         scheme, _, rest = head.target.partition("://")
         scheme = scheme.lower()
-        host, port = _split(head.authority)
-        name = _named(run, host)
+        name, port = _authority(run, head.authority)
         return _target(run, "proxy", scheme, name, port or _DEFAULT_PORTS[scheme], _origin(rest), head)
-    host, port = _split(head.authority)
-    if _named(run, host) != door.name or (port is not None and port != door.port):
+    name, port = _authority(run, head.authority)
+    if name != door.name or (port is not None and port != door.port):
         raise ProtocolViolation("host-mismatch", "Host names another host than the one connected to")
     if head.form == "absolute":
         if head.target.partition("://")[0].lower() != scheme:
@@ -113,8 +115,8 @@ def _endpoint(route: ModelRoute, method: str, path: str) -> str | None:
 
 
 def _model_base(run: Run, head: RequestHead) -> Target:
-    host, port = _split(head.authority)
-    if _named(run, host) != names.MODELS_NAME or port not in (None, 80):
+    name, port = _authority(run, head.authority)
+    if name != names.MODELS_NAME or port not in (None, 80):
         raise ProtocolViolation("host-mismatch", "Host names another host than the one connected to")
     path = head.target if head.form == "origin" else _origin(head.target.partition("://")[2])
     provider, slash, rest = path[1:].partition("/")
@@ -139,6 +141,18 @@ def _split(authority: str) -> tuple[str, int | None]:
     if colon and port.isdigit():
         return host.strip("[]"), int(port)
     return authority.strip("[]"), None
+
+
+def _authority(run: Run, text: str) -> tuple[str, int | None]:
+    """The name and port that an authority means. Remembered, but for synthetic addresses: which name one stands for may become known later."""
+    known = run.authorities.get(text)
+    if known is not None:
+        return known
+    host, port = _split(text)
+    meant = (_named(run, host), port)
+    if not _SYNTHETIC.search(text) and len(run.authorities) < AUTHORITIES_MAX:
+        run.authorities[text] = meant
+    return meant
 
 
 def _named(run: Run, host: str) -> str:

@@ -192,7 +192,7 @@ class Worker:
         if run is None:
             return RunClosed(connections=0, unfinished=[])
         connections, unknown = run.close(reason)
-        await self._governor.tell(ReportUsage(run=name, used=run.budget.used, parked=0))
+        await self._governor.tell(ReportUsage(run=name, used=run.used, parked=0))
         self._reported.pop(name, None)
         return RunClosed(connections=connections, unfinished=unknown)
 
@@ -203,10 +203,10 @@ class Worker:
             now = self._house.loop.time()
             for name, run in tuple(self._runs.items()):
                 run.sweep(now)
-                state = (run.budget.used, run.parked)
+                state = (run.used, run.parked)
                 if self._reported.get(name) != state or run.parked:
                     self._reported[name] = state
-                    await self._governor.tell(ReportUsage(run=name, used=run.budget.used, parked=run.parked))
+                    await self._governor.tell(ReportUsage(run=name, used=run.used, parked=run.parked))
 
     def turned_away(self, peer: Peer, why: str) -> None:
         body = {"process": "gateway", "uid": peer.uid, "pid": peer.pid, "why": why[:500]}

@@ -11,7 +11,7 @@ import re
 from typing import Literal
 
 from bailiwick.gateway.layers.chunked import ChunkReader, ProtocolViolation
-from bailiwick.gateway.layers.grammar import FIELD, REQUEST_LINE, STATUS_LINE, refuse_head
+from bailiwick.gateway.layers.grammar import FIELD, FIELDS, REQUEST_LINE, STATUS_LINE, refuse_head
 from bailiwick.gateway.layers.heads import Fields, Framing, RequestHead, ResponseHead
 from bailiwick.kernel import limits
 
@@ -28,7 +28,6 @@ class End:
 
 END = End()
 
-_FIELD_OVERHEAD = 3  # the colon and CR LF
 _AUTHORITY = re.compile(rb"([0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+)*\.?|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _ABSOLUTE = re.compile(rb"(https?)://([^/?#]*)([/?][^#]*)?", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -111,9 +110,9 @@ class _Reader:
         scanned, self._scanned = self._scanned, 0
         end = data.find(b"\r\n\r\n", max(0, scanned - 3), limits.HEAD_BYTES_MAX)
         if end >= 0 and (start := line.match(data)) is not None:
-            pairs = FIELD.findall(data, start.end(), end + 2)
-            covered = sum(map(len, [part for pair in pairs for part in pair])) + _FIELD_OVERHEAD * len(pairs)
-            if covered == max(0, end + 2 - start.end()) and len(pairs) <= limits.HEADER_FIELDS_MAX:
+            at = start.end()
+            pairs = FIELD.findall(data, at, end + 2)
+            if (at > end or FIELDS.fullmatch(data, at, end + 2)) and len(pairs) <= limits.HEADER_FIELDS_MAX:
                 self._buffer = data[end + 4 :]
                 return start, pairs
         try:
