@@ -27,6 +27,11 @@ from bailiwick.record.verify import verify_export
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": True}  # as the gateway runs it
+
+
 async def client_of(layout: Layout) -> RecordClient:
     client = RecordClient(layout.socket("recorder"), clock=SystemClock())
     await client.start()

@@ -195,6 +195,24 @@ def test_a_failing_database_refuses_and_recovers(
     assert (head.size, head.root) == (2, recorder._committer.root.hex())
 
 
+def test_a_mistake_of_ours_costs_one_peer(make: Callable[..., Recorder], layout: Layout, event: Callable[..., Event], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody foresaw, while serving or while committing: that peer is cut off, nothing of it is written, the others are served."""
+    recorder = make(*shared(), separate=False)
+    good = Peer(recorder, layout)
+    text = encode(event(kind="peer.refused")).decode()
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recorder_module, "admitted", broken)
+        assert Peer(recorder, layout).call(AppendEvents([text])) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordWriter, "append", broken)
+        assert isinstance(Peer(recorder, layout).call(AppendEvents([text])), Failure)
+    assert good.call(AppendEvents([text])) == EventsAppended([1])
+
+
 def test_a_checkpoint_of_nothing_is_refused(make: Callable[..., Recorder], layout: Layout) -> None:
     """An empty record has no head to sign."""
     answer = Peer(make(*shared(), separate=False), layout).call(TakeCheckpoint())

@@ -50,8 +50,12 @@ class _Item:
 
 
 class RecordClient:
-    """One writer's connection, for one event loop. `refused` is told of an event that the recorder refused for good and nobody waits for (a mistake of
-    ours: a kind this process may not write); without it the loop's exception handler is."""
+    """One writer's connection, for one event loop. Events are written in the order appended (but for those that left in one message with one that is
+    refused: they are sent again singly, perhaps after later ones).
+
+    `refused` is told of an event that the recorder refused for good and nobody waits for (a mistake of ours: a kind this process may not write); without
+    it the loop's exception handler is.
+    """
 
     def __init__(self, path: str, *, clock: Clock, refused: Callable[[BailiwickError], None] | None = None) -> None:
         self._path = path

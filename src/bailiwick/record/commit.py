@@ -5,6 +5,7 @@ the next attempt, so that the recorder recovers by itself when space or the disk
 """
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from bailiwick.record.merkle import CompactRange, leaf_hash
 from bailiwick.record.repository import Duplicate, RecordWriter, Row, StoreError
 
 _RUNS_REMEMBERED_MAX = 10_000
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -74,7 +77,7 @@ class Committer:
         return self._writer
 
     def commit(self, appends: Sequence[Append]) -> None:
-        """Writes all of them that can be, in order, or none; says on each what became of it. Never raises StoreError."""
+        """Writes all of them that can be, in order, or none; says on each what became of it. Never raises."""
         try:
             store = self.store()
             try:
@@ -83,9 +86,15 @@ class Committer:
                 known = store.known([event.id for append in appends for _, event in append.events])
                 self._write(store, appends, {id: (seq, bytes(disassemble(leaf).event)) for id, (seq, leaf) in known.items()})
         except StoreError as error:
-            self.recover()
-            for append in appends:
-                append.sequences, append.refused = (), StoreError(f"nothing was appended: {error}")
+            self._refuse_all(appends, error)
+        except Exception as error:  # noqa: BLE001 - a mistake of ours that one event brings out: nobody is told it was written, and the recorder goes on
+            _log.exception("cannot commit")
+            self._refuse_all(appends, error)
+
+    def _refuse_all(self, appends: Sequence[Append], error: Exception) -> None:
+        self.recover()
+        for append in appends:
+            append.sequences, append.refused = (), StoreError(f"nothing was appended: {error}")
 
     def close(self) -> None:
         if self._writer is not None:

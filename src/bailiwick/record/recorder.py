@@ -46,6 +46,7 @@ class _Connection:
     roles: frozenset[Role]  # those it may still be: as an ordinary user all processes share a uid, and what one writes says which it is
     name: str | None  # of its account, where its uid tells
     framer: Framer = field(default_factory=lambda: Framer(RECORDER))
+    mask: int = selectors.EVENT_READ
     out: bytearray = field(default_factory=bytearray)
     following: int | None = None  # the next sequence number its subscription is told
     closing_at: float | None = None  # being closed: what is in `out` is still sent until then
@@ -196,6 +197,9 @@ class Recorder:
         except PeerError as error:
             self._refuse(connection.peer, str(error))
             self._drop(connection)
+        except Exception:  # noqa: BLE001 - a mistake of ours that one peer's bytes bring out must not cost the others their record
+            _log.exception("cannot serve %s", connection.peer)
+            self._drop(connection)
 
     def _serve(self, connection: _Connection, frame: Frame) -> None:
         """PeerError for what no process of ours sends; every other trouble is an answer."""
@@ -238,7 +242,8 @@ class Recorder:
             self._again(0.0)
         reads = connection.closing_at is None and len(connection.out) <= OUT_BYTES_MAX
         mask = (selectors.EVENT_READ if reads else 0) | (selectors.EVENT_WRITE if connection.out else 0)
-        if self._selector.get_key(connection.sock).events != mask:
+        if connection.mask != mask:
+            connection.mask = mask
             self._selector.modify(connection.sock, mask, connection)
 
     def _drop(self, connection: _Connection) -> None:

@@ -16,6 +16,7 @@ from bailiwick.store.errors import SchemaMismatch, StoreError
 
 BUSY_SECONDS_MAX = 5.0  # a second writer (an operator's sqlite3 shell) is waited for this long
 WAL_BYTES_KEPT_MAX = 64 * 1024 * 1024  # a WAL that grew behind a long read is cut to this once it is no longer needed
+WAL_PAGES = 1_000  # SQLite's own default
 _FILE_MODE = 0o644
 
 
@@ -28,8 +29,10 @@ def translated(path: Path | None = None) -> Iterator[None]:
         raise StoreError(f"{path or 'database'}: {error}") from error
 
 
-def open_writer(path: Path, room: str) -> sqlite3.Connection:
+def open_writer(path: Path, room: str, *, wal_pages: int = WAL_PAGES) -> sqlite3.Connection:
     """The one connection that writes; its schema is brought up to date from `room`'s migrations (a package, as in `bailiwick.record`).
+
+    `wal_pages` is how many pages gather in the WAL before a commit moves them to the database: more is less work in all, and a longer commit then.
 
     Autocommit: use `transaction`. Raises StoreError, also for a database that a newer version has migrated.
     """
@@ -57,6 +60,8 @@ def open_writer(path: Path, room: str) -> sqlite3.Connection:
                 raise StoreError(f"{path}: journal mode is {mode}; must be wal, so the file must lie on a local file system")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA temp_store = MEMORY")  # a process confined to its own directory has no /tmp
+            connection.execute(f"PRAGMA wal_autocheckpoint = {wal_pages}")
             connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT_MAX}")
             migrations.migrate(connection, room)
         except BaseException:
@@ -74,6 +79,7 @@ def open_reader(path: Path, room: str) -> sqlite3.Connection:
         connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_SECONDS_MAX, check_same_thread=False)
         try:
             connection.execute("PRAGMA query_only = ON")
+            connection.execute("PRAGMA temp_store = MEMORY")
             migrations.require_current(connection, room)
         except BaseException:
             connection.close()
