@@ -132,6 +132,7 @@ def test_every_group_needs_its_quorum() -> None:
     assert missing_signatures(hold, [signed("cy"), signed("di")], GROUPS) == "1 of oncall"
     assert missing_signatures(hold, [signed("bo"), signed("di")], GROUPS) == ""
     assert missing_signatures(held(quorum=2), [signed("ana")], GROUPS) == "1 more"
+    assert missing_signatures(held(approvers=("leads",), quorum=1), [signed("cy")], GROUPS) == "1 of leads"
 
 
 def test_a_group_that_is_gone_grants_nothing() -> None:
