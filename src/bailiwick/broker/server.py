@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 import anyio
+import anyio._backends._asyncio  # loaded by its name when a loop starts, which is after the uid is dropped
+import uvloop  # noqa: F401  likewise
 
 from bailiwick.broker.configuration import TTL_SECONDS_MAX, CredentialConfiguration, canonical_host
 from bailiwick.broker.lease import Lease, LeaseBook, LeaseState, Moment, Terms
