@@ -1,3 +1,4 @@
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -6,6 +7,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+from anyio.from_thread import start_blocking_portal
 from fastapi.routing import APIRoute
 from hypothesis import HealthCheck, Phase, given, settings
 from tests.fakes.governance import FakeGovernance
@@ -80,9 +82,7 @@ def test_without_a_role_there_is_nothing(api: Any) -> None:
 
 def test_a_run_can_do_nothing(governance: FakeGovernance, tmp_path: Path) -> None:
     """With a run's uid every path, known or not, is the same refusal, and the governor hears of none of it."""
-    import anyio
-
-    refused = Directory({}, starter_uid=0, separate=True)
+    app = create(governance, Directory({}, starter_uid=0, separate=True).authenticate)
     run = Peer(4711, Accounts.run_uid(3), Accounts.run_uid(3))
 
     async def ask(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> tuple[int, bytes]:
@@ -99,12 +99,13 @@ def test_a_run_can_do_nothing(governance: FakeGovernance, tmp_path: Path) -> Non
             "query_string": b"", "headers": headers, "root_path": "", "scheme": "http", "server": None, "client": None,
             "extensions": {"bailiwick.peer": run}, "state": {},
         }  # fmt: skip
-        await create(governance, refused.authenticate)(scope, receive, send)
+        await app(scope, receive, send)
         return sent[0]["status"], sent[1]["body"]
 
-    for method, path in [*WHO, ("GET", "/"), ("GET", "/v1/nowhere")]:
-        for headers in ([], [(b"authorization", b"Bearer x"), (b"x-forwarded-for", b"127.0.0.1")]):
-            status, body = anyio.run(ask, method, path, headers)
+    credentials: list[list[tuple[bytes, bytes]]] = [[], [(b"authorization", b"Bearer x"), (b"x-forwarded-for", b"127.0.0.1")]]
+    with start_blocking_portal("asyncio") as portal:
+        for (method, path), headers in itertools.product([*WHO, ("GET", "/"), ("GET", "/v1/nowhere")], credentials):
+            status, body = portal.call(ask, method, path, headers)
             assert (status, json.loads(body)["code"]) == (403, "forbidden")
     assert not governance.log
     assert governance.stopped_by is None

@@ -80,3 +80,19 @@ def test_what_is_not_http_is_turned_away(tmp_path: Path) -> None:
         connection.request("GET", "/v1/agents")
         assert connection.getresponse().read() == b'["deployer"]'
         connection.close()
+
+
+def test_stopping_cuts_streams_and_lets_answers_finish(tmp_path: Path) -> None:
+    """A stream that is followed has no end to wait for; whoever follows sees it break off, and the server is gone at once."""
+    import time
+
+    directory = Directory({}, starter_uid=os.getuid(), separate=os.getuid() == 0)
+    connection = UnixConnection(tmp_path / "api.sock")
+    with served(create(FakeGovernance(), directory.authenticate), tmp_path / "api.sock"):
+        connection.request("GET", "/v1/events?follow=true")
+        response = connection.getresponse()
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.5
+    with pytest.raises(http.client.IncompleteRead):
+        response.read()
+    connection.close()

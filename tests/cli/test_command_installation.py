@@ -1,7 +1,8 @@
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from bailiwick.sandbox import capabilities
 
 
 def test_status_shows_what_is_up(cli: Any) -> None:
@@ -15,12 +16,11 @@ def test_status_shows_what_is_up(cli: Any) -> None:
 
 
 def survey_of(*facts: tuple[str, bool, str, str]) -> Any:
-    return lambda: [SimpleNamespace(name=name, ok=ok, detail=detail, way_out=way_out) for name, ok, detail, way_out in facts]
+    return lambda: [capabilities.Fact(name, ok, detail, way_out) for name, ok, detail, way_out in facts]
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fact with its way out; status 5 when a run could not start."""
-    capabilities = pytest.importorskip("bailiwick.sandbox.capabilities")
     monkeypatch.setattr(
         capabilities, "survey", survey_of(("bubblewrap", False, "is not installed", "apt-get install bubblewrap"), ("seccomp", True, "yes", ""))
     )

@@ -241,10 +241,13 @@ def test_on_a_terminal_a_hold_is_answered_by_a_key(cli: Any) -> None:
     (run,) = cli.governance.known_runs
     hold = cli.do(cli.governance.open_hold, run).hold
     terminal.until("y approves, n denies")
-    time.sleep(0.5)
     assert cli.governance.known_holds[hold].state == "pending"
-    terminal.type("y")
-    wait_until(lambda: cli.governance.known_holds[hold].state == "granted")
+
+    def granted() -> bool:
+        terminal.type("y")  # the first ones come too soon after it was shown to be an answer to it
+        return bool(cli.governance.known_holds[hold].state == "granted")
+
+    wait_until(granted)
     terminal.until("granted by")
     cli.do(cli.governance.end, run)
     assert terminal.end() == 0

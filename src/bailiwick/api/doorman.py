@@ -15,6 +15,9 @@ PEER = "bailiwick.peer"
 OPERATOR = "operator"
 """The key in a scope's `state` under which the authenticated operator stands for the endpoints."""
 
+FOLLOWED = "followed"
+"""The key in a scope's `state` that says that the answer is a stream without an end, which the server may cut when it stops."""
+
 Authenticate = Callable[[Caller], Operator]
 
 

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from bailiwick.api.doorman import PEER
+from bailiwick.api.doorman import FOLLOWED, PEER
 from bailiwick.kernel import limits
 from bailiwick.kernel.channel import Peer
 
@@ -54,6 +54,14 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         await self.ended.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Streams that are followed end now, as if their reader had left: they have no end of their own to wait for. Answers are let finish."""
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete and cycle.scope["state"].get(FOLLOWED):
+                connection.transport.close()
+        await super().shutdown(sockets)
 
 
 @contextlib.asynccontextmanager

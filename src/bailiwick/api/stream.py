@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from bailiwick.api import problem
 from bailiwick.api.declare import LINES
+from bailiwick.api.doorman import FOLLOWED
 from bailiwick.api.governance import Governance
 from bailiwick.governor.views import RecordedEvent
 from bailiwick.kernel.ids import RunId
@@ -45,6 +46,7 @@ class _Followed(StreamingResponse):
         self._left = left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"][FOLLOWED] = True
         try:
             await super().__call__(scope, receive, send)
         finally:

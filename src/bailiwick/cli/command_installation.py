@@ -56,14 +56,10 @@ def doctor(json: options.Json = False, state: options.State = None) -> None:
     bailiwick doctor
     bailiwick doctor --json | jq '.[] | select(.ok | not)'
     """
-    import importlib
-
-    survey = importlib.import_module("bailiwick.sandbox.capabilities").survey
+    from bailiwick.sandbox.capabilities import survey
 
     with terminal.progress("looking at this machine"):
-        facts = [
-            {"name": fact.name, "ok": fact.ok, "detail": fact.detail, "way_out": fact.way_out, "required": getattr(fact, "required", True)} for fact in survey()
-        ]
+        facts = [{"name": fact.name, "ok": fact.ok, "detail": fact.detail, "way_out": fact.way_out, "required": fact.required} for fact in survey()]
     facts += _own_facts(options.layout(state))
     if json:
         terminal.as_json(facts)

@@ -37,11 +37,13 @@ def ps(
     """
     import msgspec
 
+    from bailiwick.governor.lifecycle import RunState
     from bailiwick.governor.views import RunView
 
     api = options.client(state)
-    runs = api.get("/v1/runs", list[RunView], agent=agent, limit=limit if everything else 1000)
-    runs = [run for run in runs if everything or run.state != "ended"][:limit]
+    states = [None] if everything else [state for state in RunState if state is not RunState.ENDED]
+    found = {run.run: run for each in states for run in api.get("/v1/runs", list[RunView], state=each, agent=agent, limit=limit)}
+    runs = sorted(found.values(), key=lambda run: run.run, reverse=True)[:limit]
     if json:
         terminal.as_json([msgspec.to_builtins(run) for run in runs])
         return
