@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -116,14 +117,12 @@ class Installed:
 
 
 @pytest.fixture(params=[pytest.param("dropped", marks=[pytest.mark.root, pytest.mark.skipif(os.getuid() != 0, reason="drops its uid")]), "same uid"])
-def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
-    root = tmp_path_factory.mktemp("b")
-    for parent in (root, *root.parents):
-        if str(parent).startswith("/tmp/") and os.getuid() == parent.stat().st_uid:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    house = Installed(root, BROKER_UID if request.param == "dropped" else os.getuid())
-    yield house
-    house.close()
+def installed(request: pytest.FixtureRequest) -> Iterator[Installed]:
+    # Not pytest's directory: every session that starts takes the others' right to traverse it away again, and the broker's uid is another.
+    with tempfile.TemporaryDirectory(prefix="bailiwick-broker-") as root:
+        house = Installed(Path(root), BROKER_UID if request.param == "dropped" else os.getuid())
+        yield house
+        house.close()
 
 
 @asynccontextmanager
