@@ -11,6 +11,7 @@ from bailiwick.kernel import limits
 CHUNK_BYTES_MAX = 32 * limits.KIB  # six times that, escaped, is within limits.EVENT_BYTES_MAX
 BYTES_BURST = 1 * limits.MIB
 BYTES_PER_SECOND = 256 * limits.KIB
+READS_AT_END_MAX = 64  # twice what the largest pipe of pipe(7) holds
 _GATHER_SECONDS = 0.05  # between two events of a stream: a command that writes in single characters is read in larger pieces
 _RETRY_SECONDS = 1.0  # while the recorder is away
 
@@ -37,7 +38,7 @@ class OutputReader:
             return
         if self._timer is not None:
             self._timer.cancel()
-        for _ in range(BYTES_BURST // CHUNK_BYTES_MAX):
+        for _ in range(READS_AT_END_MAX):
             if not self._read():
                 break
         self._end()

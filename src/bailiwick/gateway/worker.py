@@ -7,6 +7,7 @@ opens no file, and denies everything when the governor's heartbeat stops.
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -43,8 +44,18 @@ PREPARED_NAMES_MAX = 64  # leaves made before they are asked for, of the names t
 
 def run(*, name: str, listener: socket.socket, adopt_listener: socket.socket, layout: Layout, accounts: Accounts, authority: InterceptionAuthority) -> None:
     """The worker's process, for ever. `name` is its account's."""
+    sys.unraisablehook = _quietly(sys.unraisablehook)
     work = partial(_work, listener=listener, adopt_listener=adopt_listener, layout=layout, accounts=accounts, authority=authority)
     anyio.run(work, backend_options={"use_uvloop": True})
+
+
+def _quietly(hook: Callable[["sys.UnraisableHookArgs"], object]) -> Callable[["sys.UnraisableHookArgs"], object]:
+    """Without CPython's own complaint about a server name that is not ASCII: the client gets its alert, and may not fill our log with it."""
+
+    def tell(unraisable: "sys.UnraisableHookArgs") -> object:
+        return None if issubclass(unraisable.exc_type, UnicodeDecodeError) else hook(unraisable)
+
+    return tell
 
 
 async def _work(*, listener: socket.socket, adopt_listener: socket.socket, layout: Layout, accounts: Accounts, authority: InterceptionAuthority) -> None:
