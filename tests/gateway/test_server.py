@@ -94,6 +94,7 @@ async def test_an_agent_that_left_before_the_intent_was_durable_sends_nothing(tm
         await place.until(lambda: len(place.tasks) == 1)
         wire.close()
         await place.until(lambda: not place.run.connections)
+        assert len(await place.finished()) == 1  # whether or not the commit comes
         place.recorder.gate.set()
         outcome = (await place.finished())[0]
         assert (outcome.body["result"], outcome.body["error"]) == ("failed", "agent-gone")
@@ -575,3 +576,22 @@ async def test_closing_a_run_cuts_everything_and_records_unknown(tmp_path: Path)
         late = await place.dial("config.internal", 80)
         late.send(GET)
         assert await late.rest() == b""
+
+
+async def test_closing_a_run_ends_what_is_still_connecting(tmp_path: Path) -> None:
+    """An action that never left is recorded as failed at once, and its connection, should it come up, is closed unused."""
+
+    async def mute(upstream: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        upstream = await place.pin("config.internal", Upstream(handler=mute))
+        pin = place.hosts["config.internal"]
+        place.hosts["config.internal"] = type(pin)(address=pin.address, port=pin.port, tls=True)
+        place.reopen()
+        wire = await place.dial("config.internal", 80)
+        wire.send(PUT)
+        await place.until(lambda: upstream.connections == 1)
+        assert place.run.close("an operator said so") == (1, [])
+        outcome = place.recorder.of("action.finished")[0]
+        assert (outcome.body["result"], outcome.body["error"]) == ("failed", "an operator said so")

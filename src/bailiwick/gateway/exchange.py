@@ -5,7 +5,7 @@ agent, a slow agent the reading from the upstream, and memory stays flat whateve
 """
 
 import hashlib
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from bailiwick.critic.action import Action
 from bailiwick.gateway.events import Outcome
@@ -20,6 +20,8 @@ from bailiwick.gateway.upstream import UpstreamConnection, UpstreamFailed
 from bailiwick.gateway.usage import UsageTap
 from bailiwick.gateway.waiting import Pending
 from bailiwick.kernel import limits
+
+T = TypeVar("T")
 
 QUEUED_BYTES_MAX = 64 * limits.KIB  # of a body that waits for its decision
 DRAINED_BYTES_MAX = 1 * limits.MIB  # of a refused body; a longer one ends the connection
@@ -97,11 +99,12 @@ class Exchange:
         if self.outcome.result == "unknown":
             self.run.unknown.append(self.id)
 
-    def park(self, pending: Pending[Any]) -> None:
-        """What it waits for while a person decides; the agent's leaving ends that."""
+    def park(self, pending: Pending[T]) -> Pending[T]:
+        """What it waits for; the agent's leaving, or the end of its run, ends that. Awaited at once."""
         self._parked = pending
         if self.gone is not None:
             pending.fail(self.gone)
+        return pending
 
     # -- the request's body
 

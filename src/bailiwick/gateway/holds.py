@@ -81,7 +81,7 @@ async def opened(run: Run, order: OpenHold) -> HoldOpened:
         raise dead("governor", "does not answer") from error
 
 
-async def parked(run: Run, desk: HoldDesk, found: HoldOpened, hold: Hold, park: Callable[[Pending[HoldSettled]], None]) -> None:
+async def parked(run: Run, desk: HoldDesk, found: HoldOpened, hold: Hold, park: Callable[[Pending[HoldSettled]], Pending[HoldSettled]]) -> None:
     """Returns when the hold is granted. Raises Refused when it is not, or not within the wait; `park` is given what the exchange waits for."""
     state, reason = found.state, found.reason
     if state == "pending":
@@ -89,10 +89,9 @@ async def parked(run: Run, desk: HoldDesk, found: HoldOpened, hold: Hold, park: 
         desk.wait(found.hold, pending)
         waited = HoldSettled(hold=found.hold, state="waiting", reason="")
         timer = run.house.loop.call_later(hold.wait_seconds, pending.settle, waited)
-        park(pending)
         run.parked += 1
         try:
-            settled = await pending
+            settled = await park(pending)
         finally:
             run.parked -= 1
             timer.cancel()

@@ -142,7 +142,7 @@ async def intended(exchange: Exchange, action: Action, decision: Decision) -> No
     event = events.decided(run.house.ids.event(), exchange.id, action, decision, via=exchange.target.via, observed=observed, hold=exchange.hold)
     try:
         if action.verb.is_effect or exchange.hold is not None:
-            await run.house.tasks.start(run.house.recorder.append_durably(event))
+            await exchange.park(run.house.tasks.start(run.house.recorder.append_durably(event)))
             run.check_alive()
         else:
             run.house.recorder.append(event)
@@ -163,7 +163,7 @@ async def borrowed(exchange: Exchange, action: Action) -> Lent | None:
     if lent is None:
         order = UseLease(run=run.id, action=exchange.id, host=target.name, verb=verb)
         try:
-            used = await run.house.tasks.start(run.house.broker.use(order))
+            used = await exchange.park(run.house.tasks.start(run.house.broker.use(order)))
         except BailiwickError as error:
             raise dead("broker", "lends nothing for this host") from error
         lent = Lent.of(used, now)
@@ -188,18 +188,17 @@ async def forwarded(exchange: Exchange, action: Action, lent: Lent | None) -> No
         except UpstreamFailed as failure:
             if failure.code != "no-answer" or action.verb is not Verb.READ or exchange.head.framing != "none":
                 raise
-    upstream = await run.house.tasks.start(run.upstreams.connect(destination))
-    await _unless_gone(exchange, upstream)
+    upstream = await exchange.park(run.house.tasks.start(_connected(exchange)))
     await exchange.ask(upstream, head)
 
 
-async def _unless_gone(exchange: Exchange, upstream: UpstreamConnection) -> None:
-    if exchange.gone is not None:
-        exchange.run.upstreams.keep(exchange.target.destination, upstream)
-        raise exchange.gone
-    if exchange.run.closed is not None:
+async def _connected(exchange: Exchange) -> UpstreamConnection:
+    """A new connection, if by the time it is up somebody still waits for it."""
+    upstream = await exchange.run.upstreams.connect(exchange.target.destination)
+    if exchange.gone is not None or exchange.run.closed is not None:
         upstream.close()
-        raise AgentGone("run-closed")
+        raise exchange.gone or AgentGone("run-closed")
+    return upstream
 
 
 def outgoing(exchange: Exchange, lent: Lent | None) -> bytes:

@@ -6,6 +6,7 @@ opens no file, and denies everything when the governor's heartbeat stops.
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -44,6 +45,8 @@ PREPARED_NAMES_MAX = 64  # leaves made before they are asked for, of the names t
 
 def run(*, name: str, listener: socket.socket, adopt_listener: socket.socket, layout: Layout, accounts: Accounts, authority: InterceptionAuthority) -> None:
     """The worker's process, for ever. `name` is its account's."""
+    _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))  # runs are bounded by limits.CONNECTIONS_PER_RUN_MAX, not by a shell's default
     sys.unraisablehook = _quietly(sys.unraisablehook)
     work = partial(_work, listener=listener, adopt_listener=adopt_listener, layout=layout, accounts=accounts, authority=authority)
     anyio.run(work, backend_options={"use_uvloop": True})
