@@ -92,7 +92,7 @@ class UsageTap:
             return
         try:
             value = self._reader.parse(bytes(self._buffer))
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._problem = f"the answer is not JSON: {error}"
             return
         if isinstance(value, dict):
