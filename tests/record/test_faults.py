@@ -74,7 +74,7 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(write, 0)
         tasks.start_soon(write, 1)
-        for _ in range(12):
+        for _ in range(8):
             await anyio.sleep(chance.random() * 0.15)
             recorder.kill()
             recorder.start()
@@ -249,7 +249,7 @@ async def test_two_clients_of_one_record_verify(
 ) -> None:
     """After the signer and the recorder were both killed, checkpoints go on from what was signed, and the export verifies."""
     client = await client_of(layout)
-    for _ in range(5):
+    for _ in range(3):
         for _ in range(50):
             client.append(event())
         await client.append_durably(event())
@@ -263,6 +263,6 @@ async def test_two_clients_of_one_record_verify(
     reader = read()
     export(reader, layout.root / "e.jsonl")
     verified = verify_export(layout.root / "e.jsonl", reader.verifiers()[-1])
-    assert (verified.size, verified.events) == (256, 256)
-    assert verified.checkpoints >= 6
+    assert (verified.size, verified.events) == (154, 154)
+    assert verified.checkpoints >= 4
     await client.close()

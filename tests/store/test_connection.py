@@ -1,9 +1,12 @@
 """The database's door: what is durable, who may read, what is refused."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,20 +52,26 @@ def test_a_reader_reads_what_is_committed_and_writes_nothing(tmp_path: Path) -> 
     writer.close()
 
 
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """Where other uids may go; pytest closes its own directories to them."""
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o711)
+    yield place
+    shutil.rmtree(place)
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another uid")
-def test_another_uid_reads_while_the_writer_lives(tmp_path: Path) -> None:
+def test_another_uid_reads_while_the_writer_lives(open_place: Path) -> None:
     """The governor's uid reads the recorder's file, whatever the writer's umask, and cannot write it."""
     old = os.umask(0o077)
     try:
-        writer = open_writer(tmp_path / "a.db", ROOM)
+        writer = open_writer(open_place / "a.db", ROOM)
         with transaction(writer):
             writer.execute("INSERT INTO verifiers VALUES ('k', 't')")
     finally:
         os.umask(old)
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.owner() == "root" and directory != Path("/") and directory != Path("/tmp"):
-            directory.chmod(0o711)
     script = """
 import os, sys
 from pathlib import Path
@@ -75,7 +84,7 @@ try:
 except Exception as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.db")], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(open_place / "a.db")], capture_output=True, text=True, check=False)
     assert "readonly" in done.stdout, done.stderr
     writer.close()
 

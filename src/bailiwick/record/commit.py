@@ -108,7 +108,7 @@ class Committer:
         if self._writer is not None:
             try:
                 self._tree = self._writer.tree()
-            except (StoreError, ValueError):
+            except StoreError:
                 self.close()
 
     def _write(self, store: RecordWriter, appends: Sequence[Append], known: dict[str, tuple[int, bytes]] | None) -> None:

@@ -3,6 +3,7 @@
 `RecordWriter` is for the recorder process. `RecordReader` is a read-only connection: the governor's uid reads while the recorder writes.
 """
 
+import contextlib
 import heapq
 import itertools
 import sqlite3
@@ -58,7 +59,7 @@ class StoredCheckpoint(msgspec.Struct, frozen=True):
     note: str
 
 
-class Row(msgspec.Struct, frozen=True, array_like=True):
+class Row(msgspec.Struct, frozen=True):
     """What is written of one event, in the order of `append_event`."""
 
     seq: int
@@ -99,13 +100,16 @@ class _Tables:
 
     def tree(self) -> CompactRange:
         size, hashes = self._one("tree")
-        return CompactRange.of_bytes(size, hashes)
+        try:
+            return CompactRange.of_bytes(size, hashes)
+        except ValueError as error:
+            raise StoreError(f"{self._path}: {error}: it is damaged") from error
 
     def leaves(self, first: int, *, limit: int, bytes_max: int) -> list[bytes]:
         """Leaves from sequence number `first` on: at most `limit`, and no more than one beyond `bytes_max`."""
         found, size = [], 0
-        with translated(self._path):
-            for _seq, leaf in self._connection.execute(self._query["leaves"], (first, limit)):
+        with translated(self._path), contextlib.closing(self._connection.execute(self._query["leaves"], (first, limit))) as rows:
+            for _seq, leaf in rows:
                 found.append(leaf)
                 size += len(leaf)
                 if size >= bytes_max:
@@ -139,10 +143,13 @@ class RecordWriter(_Tables):
     def open(cls, path: Path) -> "RecordWriter":
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = cls(open_writer(path, ROOM, wal_pages=_WAL_PAGES), path)
-        size, (last,) = writer.tree().size, writer._one("last_sequence")
-        if size != last:
+        try:
+            size, (last,) = writer.tree().size, writer._one("last_sequence")
+            if size != last:
+                raise StoreError(f"{path}: the tree has {size} leaves and the last event is {last}; they must be the same: it is damaged")
+        except BaseException:
             writer.close()
-            raise StoreError(f"{path}: the tree has {size} leaves and the last event is {last}; they must be the same: it is damaged")
+            raise
         return writer
 
     def append(self, rows: Sequence[Row], tiles: Sequence[tuple[int, int, bytes]], tree: CompactRange) -> None:
