@@ -278,6 +278,23 @@ async def test_closing_from_another_task_ends_run_and_waiting_senders() -> None:
     assert sorted(ended) == ["run", "send"]
 
 
+async def test_a_number_used_again_at_once_is_not_taken_for_the_closed_socket() -> None:
+    """The closed channel's reader, when it wakes, does not take away what waits on the new socket of the same number."""
+    for _ in range(50):
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        client = Channel(ours, TALK)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.run)
+            await anyio.sleep(0)
+            await anyio.sleep(0)
+            client.close()
+            theirs.close()
+            again, other = socket.socketpair(socket.AF_UNIX)
+            with again, other, anyio.fail_after(5):
+                other.send(b"a")
+                await anyio.wait_readable(again)
+
+
 def open_descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 

@@ -100,6 +100,7 @@ class Channel:
         self._arrived: list[int] = []
         self._unserved: dict[int, Received] = {}  # whose task has not begun: their descriptors are still ours
         self._serving = 0
+        self._waits = 0  # tasks that wait for the socket: its number is not given back before they know
         self._closed = False
 
     @property
@@ -153,8 +154,11 @@ class Channel:
         if self._closed:
             return
         self._closed = True
-        anyio.notify_closing(self._sock)
-        self._sock.close()
+        if self._waits:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)  # wakes them; the last one closes
+        else:
+            self._sock.close()
         for received in self._unserved.values():
             received.close()
         self._unserved.clear()
@@ -165,10 +169,20 @@ class Channel:
             waiter.outcome = waiter.outcome or PeerError(f"{self._service.name} closed the connection", code="closed")
             waiter.event.set()
 
+    async def _wait(self, condition: Callable[[socket.socket], Awaitable[None]]) -> None:
+        """anyio tells waiting tasks apart by the socket's number alone: were it used again at once, the one that wakes would unregister the other."""
+        self._waits += 1
+        try:
+            await condition(self._sock)
+        finally:
+            self._waits -= 1
+            if self._closed and not self._waits:
+                self._sock.close()
+
     async def _frames(self) -> AsyncIterator[Frame]:
         while not self._closed:
             try:
-                await anyio.wait_readable(self._sock)
+                await self._wait(anyio.wait_readable)
                 data = self._receive()
             except BlockingIOError:
                 continue
@@ -266,7 +280,7 @@ class Channel:
                 try:
                     sent = socket.send_fds(self._sock, [view], list(descriptors)) if descriptors else self._sock.send(view)
                 except BlockingIOError:
-                    await anyio.wait_writable(self._sock)
+                    await self._wait(anyio.wait_writable)
                     continue
                 descriptors = ()
                 view = view[sent:]
@@ -308,24 +322,23 @@ async def serve(listener: socket.socket, service: Service, handler: Handler, *, 
     held: Counter[int] = Counter()
 
     async def one(sock: socket.socket) -> None:
-        with contextlib.closing(sock):
-            channel = Channel(sock, service, handler)
-            peer = channel.peer
-            if not admit(peer):
-                refused(peer, "uid is not one of our processes")
-                channel.close()
-                return
-            if held[peer.uid] >= limits.CONNECTIONS_PER_UID_MAX:
-                refused(peer, f"uid has {held[peer.uid]} connections; must be at most {limits.CONNECTIONS_PER_UID_MAX}")
-                channel.close()
-                return
-            held[peer.uid] += 1
-            try:
-                await channel.run()
-            except PeerError as error:
-                refused(peer, str(error))
-            finally:
-                held[peer.uid] -= 1
+        channel = Channel(sock, service, handler)
+        peer = channel.peer
+        if not admit(peer):
+            channel.close()
+            refused(peer, "uid is not one of our processes")
+            return
+        if held[peer.uid] >= limits.CONNECTIONS_PER_UID_MAX:
+            channel.close()
+            refused(peer, f"uid has {held[peer.uid]} connections; must be at most {limits.CONNECTIONS_PER_UID_MAX}")
+            return
+        held[peer.uid] += 1
+        try:
+            await channel.run()
+        except PeerError as error:
+            refused(peer, str(error))
+        finally:
+            held[peer.uid] -= 1
 
     async with anyio.create_task_group() as tasks:
         while True:
