@@ -105,7 +105,7 @@ class Client:
     def _typed(self, content: bytes, kind: type[Kind]) -> Kind:
         try:
             return msgspec.json.decode(content, type=kind)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise PeerError(f"the answer is not understood: {error}; client and installation may be of different versions") from error
 
 

@@ -218,7 +218,8 @@ class Watch:
             follow.follow(self.api, self.run.run, inbox)
             status = self._loop(inbox, view, answers)
             if self._changed:
-                view.note(f"{self._changed:,} changes in its workspace: `bailiwick diff {self.run.run}`, `bailiwick apply {self.run.run}`")
+                changes = "1 change" if self._changed == 1 else f"{self._changed:,} changes"
+                view.note(f"{changes} in its workspace: `bailiwick diff {self.run.run}`, `bailiwick apply {self.run.run}`")
         if self._interrupted and self.started_here:
             with terminal.progress("stopping the processes"):
                 stop_group(self.api, self.layout)

@@ -1,7 +1,7 @@
 """One event as a person reads it: a glyph, what was tried, and what came of it. A story of many events joins an action's beginning and end."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -37,11 +37,14 @@ class Story:
 
     def tell(self, recorded: Event) -> Iterator[tuple[str, Line]]:
         """The time since the start, and the line."""
-        event = recorded["event"]
+        for since, line in self._tell(recorded["event"]):
+            yield since, _guarded(line)
+
+    def _tell(self, event: Event) -> Iterator[tuple[str, Line]]:
         self.start = self.start or event["time"]
         kind = event["kind"]
         if kind == "hold.opened":
-            self._held[_body(event).get("hold", "")] = event["time"]
+            self._held[str(_body(event).get("hold", ""))] = event["time"]
         if kind == "action.decided" and event.get("decision") == "allow" and not _body(event).get("observed"):
             self._open[event.get("action", "")] = event
             return
@@ -52,7 +55,7 @@ class Story:
         if kind in _QUIET and not (kind == "run.output" and self.output):
             return
         if kind == "run.ended":
-            yield from self.rest()
+            yield from self._rest()
         if kind == "action.decided":
             yield self._since(event), _action(event, None)
         elif kind == "hold.signed":
@@ -62,6 +65,10 @@ class Story:
 
     def rest(self) -> Iterator[tuple[str, Line]]:
         """Actions that were allowed and of whose end nothing is known."""
+        for since, line in self._rest():
+            yield since, _guarded(line)
+
+    def _rest(self) -> Iterator[tuple[str, Line]]:
         for event in self._open.values():
             line = _action(event, None)
             yield self._since(event), Line("?", "yellow", line.head, ("no end is recorded", *line.tail), "yellow")
@@ -77,6 +84,11 @@ class Story:
         glyph, style = ("✓", "green") if outcome == "granted" else ("✗", "red")
         why = [f'"{terminal.shown(str(body["why"]))}"'] if body.get("why") else []
         return Line(glyph, style, f"{hold} {outcome} by {terminal.shown(str(body.get('operator', 'somebody')))}", (*why, *after))
+
+
+def _guarded(line: Line) -> Line:
+    """Whatever place it has, nothing of an event reaches a terminal as it came."""
+    return replace(line, head=terminal.already_visible(line.head, lines=False), tail=tuple(terminal.already_visible(each, lines=False) for each in line.tail))
 
 
 def lines(events: Iterable[Event], *, output: bool = False) -> Iterator[tuple[str, Line]]:
@@ -137,11 +149,11 @@ def _action(begun: Event, finished: Event | None) -> Line:
     head = _head(begun, method)
     tail = [f"would be {_WORDS.get(verdict, verdict)}" if body.get("observed") else _WORDS.get(verdict, str(verdict))]
     if verdict == "hold":
-        tail.append(f"{body.get('hold', 'sign-off')} waits for {', '.join(map(str, body.get('approvers', []))) or 'an approver'}")
+        tail.append(f"{body.get('hold', 'sign-off')} waits for {', '.join(_texts(body.get('approvers'))) or 'an approver'}")
     if verdict == "deny" and body.get("reason"):
         tail.append(terminal.shown(str(body["reason"])))
-    if rules := body.get("rules"):
-        tail.append("by " + terminal.shown(", ".join(map(str, rules))))
+    if rules := _texts(body.get("rules")):
+        tail.append("by " + ", ".join(rules))
     if finished is not None:
         tail += _outcome(finished, end)
         if end.get("result") in ("failed", "unknown") or end.get("error"):
@@ -160,13 +172,13 @@ def _outcome(event: Event, body: dict[str, Any]) -> list[str]:
     if body.get("status") is not None:
         facts.append(str(body["status"]))
     if body.get("duration_ms") is not None:
-        facts.append(f"{body['duration_ms']:,} ms")
+        facts.append(f"{_number(body['duration_ms']):,} ms")
     if event.get("input_tokens") is not None or event.get("output_tokens") is not None:
-        facts.append(f"{event.get('input_tokens') or 0:,}+{event.get('output_tokens') or 0:,} tokens")
-    if event.get("cost_microusd"):
-        facts.append(terminal.dollars(event["cost_microusd"]))
+        facts.append(f"{_number(event.get('input_tokens')):,}+{_number(event.get('output_tokens')):,} tokens")
+    if cost := _number(event.get("cost_microusd")):
+        facts.append(terminal.dollars(cost))
     if event.get("credential"):
-        facts.append(f"with {terminal.shown(event['credential'])}")
+        facts.append(f"with {terminal.shown(str(event['credential']))}")
     if body.get("scrubbed"):
         facts.append("secret scrubbed from the answer")
     if body.get("error"):
@@ -185,13 +197,13 @@ def _told(event: Event) -> Line:
                 "●", "bold", f"requested{by}: {terminal.one_line(str(body.get('task', '')))}".rstrip(": "), ("observe mode",) if body.get("observe") else ()
             )
         case "run.probed":
-            findings = [each for each in body.get("findings", []) if isinstance(each, dict)]
+            findings = [each for each in _list(body.get("findings")) if isinstance(each, dict)]
             broken = [terminal.shown(str(each.get("check"))) for each in findings if not each.get("held")]
             if broken:
                 return Line("✗", "red", f"the sandbox is open: {', '.join(broken)}", (), "red")
             return Line("●", "", f"sealed: {len(findings)} checks held", tuple(filter(None, [text.get("backend", "")])))
         case "run.started":
-            return Line("▶", "bold", f"started {terminal.one_line(' '.join(map(str, body.get('command', []))))}".rstrip())
+            return Line("▶", "bold", f"started {terminal.one_line(' '.join(map(str, _list(body.get('command')))))}".rstrip())
         case "run.output":
             return Line("│", "dim", terminal.shown(str(body.get("text", "")).rstrip("\n"), lines=False))
         case "run.ended":
@@ -201,8 +213,8 @@ def _told(event: Event) -> Line:
         case "run.paused" | "run.resumed" as kind:
             return Line("‖" if kind == "run.paused" else "▶", "yellow", kind.removeprefix("run.") + by, tuple(filter(None, [text.get("reason", "")])))
         case "run.workspace":
-            count = body.get("changed", len(body.get("changes", [])))
-            return Line("●", "", f"changed {f'{count:,} files' if count else 'nothing'} in its workspace")
+            count = _number(body.get("changed", len(_list(body.get("changes")))))
+            return Line("●", "", f"changed {_files(count)} in its workspace")
         case "run.applied":
             return Line("●", "", f"changes applied{by} to {text.get('directory', '?')}")
         case "attempt.refused":
@@ -226,14 +238,30 @@ def _ended(body: dict[str, Any]) -> Line:
     used = body.get("used") if isinstance(body.get("used"), dict) else {}
     facts = [terminal.shown(str(body["detail"]))] if body.get("detail") else []
     if used:
-        facts.append(f"{used.get('calls', 0):,} calls, {used.get('writes', 0):,} writes")
-        if used.get("tokens"):
-            facts.append(f"{used['tokens']:,} tokens")
-        if used.get("microusd"):
-            facts.append(terminal.dollars(used["microusd"]))
+        facts.append(f"{_number(used.get('calls')):,} calls, {_number(used.get('writes')):,} writes")
+        if tokens := _number(used.get("tokens")):
+            facts.append(f"{tokens:,} tokens")
+        if cost := _number(used.get("microusd")):
+            facts.append(terminal.dollars(cost))
     what = f"ended: exit status {status}" if cause == "exited" else f"ended: {terminal.shown(cause)}"
     return Line("■", "green" if good else "red", what, tuple(facts))
 
 
 def _also(body: dict[str, Any]) -> str:
     return f"and {body['suppressed']} more like it" if body.get("suppressed") else ""
+
+
+def _files(count: int) -> str:
+    return "nothing" if not count else "1 file" if count == 1 else f"{count:,} files"
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _texts(value: Any) -> list[str]:
+    return [terminal.shown(str(each)) for each in _list(value)]
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0

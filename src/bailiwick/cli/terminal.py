@@ -53,9 +53,9 @@ def one_line(text: str) -> str:
     return visible(" ↵ ".join(part.strip() for part in text.strip().splitlines()))
 
 
-def already_visible(text: str) -> str:
+def already_visible(text: str, *, lines: bool = True) -> str:
     """Text whose hidden characters are written out already, as its sender says; any that are left are written out here."""
-    return "".join(each if " " <= each <= "~" or each in "\n\t" else visible(each) for each in text)
+    return "".join(each if " " <= each <= "~" or (lines and each in "\n\t") else visible(each) for each in text)
 
 
 def raw(text: str, stream: TextIO) -> None:
