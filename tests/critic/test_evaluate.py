@@ -131,8 +131,17 @@ def test_an_ambiguous_path_is_refused_by_every_rule_with_a_path() -> None:
 def test_escapes_do_not_dodge_a_rule() -> None:
     """A path is compared with its needless escapes undone and the others in capitals."""
     critic = Critic(compiled(READ, {"deny": ["read"], "http": "config.internal", "path": "/s:crét/**"}))
-    for path in ("/s:cr%C3%A9t/a", "/s%3Acr%c3%a9t/a", "/%73%3acr%C3%a9t/a"):
+    for path in ("/s:cr%C3%A9t/a", "/s%3Acr%c3%a9t/a", "/%73%3acr%C3%A9t/a", "/%73:cr%C3%A9t/a", "/s%3Acr%C3%A9t/a"):
         assert word(critic.decide(http("read", "config.internal", path))) == "deny"
+    assert word(Critic(compiled(STAGING)).decide(http("write", "config.internal", "/v1/%73taging/a"))) == "allow"
+
+
+def test_a_verdict_is_of_one_action() -> None:
+    """A policy that looks at the action in its conditions is asked again for another verb, although all other facts are the same."""
+    house = '@id("house/verb") forbid (principal, action, resource is Host) when { action == Action::"http.delete" };'
+    critic = Critic(compiled(STAGING, policies=house))
+    said = [word(critic.decide(http(verb, "config.internal", "/v1/staging/a", method="PUT"))) for verb in ("write", "delete", "write")]
+    assert said == ["allow", "deny", "allow"]
 
 
 def test_a_host_is_one_host_however_it_is_written() -> None:

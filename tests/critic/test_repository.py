@@ -262,3 +262,14 @@ def test_only_a_grant_becomes_redeemed_in_the_database(holds: Holds, path: Path)
     with pytest.raises(sqlite3.IntegrityError, match="only a granted one"):
         raw.execute("UPDATE holds SET state = 'redeemed'")
     raw.close()
+
+
+def test_the_database_holds_one_open_hold_for_one_action(holds: Holds, path: Path) -> None:
+    """A second one for the same run and digest could be granted and used besides the first."""
+    first, _, _ = holds.open(asked())
+    columns = [row[1] for row in holds._connection.execute("PRAGMA table_info(holds)")]
+    copied = ", ".join("'hold-2'" if column == "hold" else column for column in columns)
+    raw = sqlite3.connect(path)
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        raw.execute(f"INSERT INTO holds SELECT {copied} FROM holds WHERE hold = '{first.hold}'")
+    raw.close()
