@@ -73,7 +73,7 @@ class Directory:
                     raise CallerError(f"operator {name!r} has another operator's token; give each their own")
                 self._by_digest.append((section.token_sha256, operator))
         for uid in (0, starter_uid):
-            self._by_uid.setdefault(uid, Operator(name=_unix_name(uid, configured), roles=frozenset({"admin"})))
+            self._by_uid.setdefault(uid, Operator(name=unix_name(uid, configured), roles=frozenset({"admin"})))
 
     def authenticate(self, caller: Caller) -> Operator:
         """Forbidden for a peer who is known not to be an operator, Unauthenticated for one who proved nothing."""
@@ -130,7 +130,8 @@ def _uid(name: str, user: str) -> int:
     return uid
 
 
-def _unix_name(uid: int, taken: Mapping[str, OperatorSection]) -> str:
+def unix_name(uid: int, taken: Mapping[str, object]) -> str:
+    """What an operator is called whom nobody configured: the user's name, or the number where it is taken or the machine has none for it."""
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:

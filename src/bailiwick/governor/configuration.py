@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from bailiwick.broker.configuration import CredentialUse
+from bailiwick.broker.configuration import CredentialUses
 from bailiwick.critic.rules import ModelRules, Rule
 from bailiwick.kernel import limits
 from bailiwick.kernel.document import Section
@@ -59,7 +59,7 @@ class Agent(Section):
     limits: RunLimits = RunLimits()
     models: list[ModelRules] = []
     boundary: list[Rule] = []
-    credentials: list[CredentialUse] = []
+    credentials: CredentialUses = []
 
     @pydantic.model_validator(mode="before")
     @classmethod

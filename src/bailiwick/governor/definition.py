@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from bailiwick.broker.inject import PLACEHOLDER
 from bailiwick.critic.boundary import CompiledBoundary, compile_boundary
 from bailiwick.critic.enforcement import BudgetLimits, HostPin, ModelRoute
 from bailiwick.critic.rules import ApproverGroup, ModelRules, grants_port
@@ -20,7 +21,6 @@ AD_HOC = "command"
 """The agent name of a command that the configuration does not declare."""
 
 MODELS_ADDRESS = "198.18.0.2"
-PLACEHOLDER_KEY = "bailiwick-lends-this-key"
 
 _PROVIDERS = {  # provider: (dialect, host, base URL's path, variable of the base URL, variable of the key)
     "openai": ("openai", "api.openai.com", "/openai/v1", "OPENAI_BASE_URL", "OPENAI_API_KEY"),
@@ -132,7 +132,7 @@ def _environment(run: RunId, task: str, agent: Agent, trees: list[str]) -> dict[
     for rules in agent.models:
         _, _, base, base_variable, key_variable = _PROVIDERS[rules.provider]
         environment[base_variable] = f"http://{MODELS_ADDRESS}{base}"
-        environment[key_variable] = PLACEHOLDER_KEY
+        environment[key_variable] = PLACEHOLDER
     return environment | agent.environment
 
 

@@ -5,7 +5,6 @@ Told by the product's own commands, each in a process of its own as a person wou
 
 import io
 import os
-import pwd
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bailiwick.api.operators import unix_name
 from bailiwick.app.detached import start_detached
 from bailiwick.cli import terminal
 from bailiwick.cli.client import Client
@@ -77,7 +77,7 @@ def _demo(
     try:
         keys = Keys.fresh()
         with WorldProcess(keys) as world:
-            setting = prepare(directory, world.doors, keys, approver=pwd.getpwuid(os.getuid()).pw_name)
+            setting = prepare(directory, world.doors, keys, approver=unix_name(os.getuid(), {}))
             layout = Layout(directory / "state")
             stage = _Stage(setting, layout, Client(layout), by_hand=terminal.interactive() and not no_input and not json_output)
             evidence, run = _play(stage, world.journals, quiet=json_output)
