@@ -44,6 +44,8 @@ from bailiwick.sandbox.adoption import ADOPTION, AdoptRun
 from bailiwick.trust.interception import InterceptionAuthority
 
 NAME = "bench.example.org"
+EVENTS = 500
+SSE_NAME = "sse.example.org"
 TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 SECRET = b"bench-secret-value-0123456789"
 
@@ -200,19 +202,23 @@ class Ours:
             for end in (governor, launcher):
                 group.start_soon(end.run)
             group.start_soon(self.beat, governor)
-            await governor.call(self.order())
+            server = await asyncio.start_server(sse_upstream, "127.0.0.1", 0)
+            self.sse = int(server.sockets[0].getsockname()[1])
+            await governor.call(self.order(self.sse))
             await launcher.call(AdoptRun(run="run-1", names=[f"tcp:{self.port}"]), descriptors=[self.listener.fileno()])
             try:
                 yield self.processes[1].pid or 0, self.processes[0].pid or 0
             finally:
+                server.close()
                 group.cancel_scope.cancel()
 
-    def order(self) -> OpenRun:
-        rules = [Rule.model_validate({"allow": ["read"], "http": f"{host}:{self.port}"}) for host in ("127.0.0.1", NAME)]
+    def order(self, sse: int = 1) -> OpenRun:
+        rules = [Rule.model_validate({"allow": ["read"], "http": f"{host}:{self.port}"}) for host in ("127.0.0.1", NAME, SSE_NAME)]
         rules += [Rule.model_validate({"allow": ["write"], "http": f"{host}:{self.port}", "path": "/w/**"}) for host in ("127.0.0.1", NAME)]
         hosts = {
             "127.0.0.1": HostPin(address="127.0.0.1", port=self.plain, tls=False),
             NAME: HostPin(address="127.0.0.1", port=self.secure, tls=True, ca=self.certificates.pem),
+            SSE_NAME: HostPin(address="127.0.0.1", port=sse, tls=False),
         }
         return OpenRun(
             run="run-1", agent="bench", boundary=compile_boundary("bench", rules, None, {}).to_json(), observe=False, hosts=hosts, models=[],
@@ -230,6 +236,46 @@ class Ours:
     async def lend(self, _channel: Channel, _received: Received) -> Reply | None:
         value, secret = (base64.b64encode(raw).decode() for raw in (b"Bearer " + SECRET, SECRET))
         return Reply(LeasesUsed(uses=[LeaseUse("lease-1", "bench", "authorization", value, secret)]))
+
+
+async def sse_upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An event every 2 ms that says when it was sent."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+    for _ in range(EVENTS):
+        writer.write(b"data: %.9f\n\n" % time.perf_counter())
+        await asyncio.sleep(0.002)
+    writer.close()
+
+
+async def sse_delays(port: int, host: str, context: ssl.SSLContext | None) -> list[float]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host.partition(":")[0] if context else None)
+    writer.write(f"GET /events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    delays: list[float] = []
+    while line := await reader.readline():
+        if line.startswith(b"data: "):
+            delays.append((time.perf_counter() - float(line[6:])) * 1e3)
+        if len(delays) == EVENTS:
+            break
+    writer.close()
+    return delays
+
+
+async def handshakes(port: int, context: ssl.SSLContext, count: int) -> tuple[list[float], list[float]]:
+    """How long a TLS handshake takes for a name that was never asked for, and for the same name again: the difference is what the name cost."""
+    first: list[float] = []
+    again: list[float] = []
+    for number in range(count):
+        times = []
+        for _ in range(2):
+            _reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            started = time.perf_counter()
+            await writer.start_tls(context, server_hostname=f"new-{number}.example.org")
+            times.append((time.perf_counter() - started) * 1e3)
+            writer.close()
+        first.append(times[0])
+        again.append(times[1])
+    return first, again
 
 
 def request(host: str) -> bytes:
@@ -316,6 +362,11 @@ async def measure(ours: Ours, plain: tuple[int, int], secure: tuple[int, int], r
         ):
             _, latencies = await load(port, raw, seconds=seconds, connections=1, context=None)
             results[name] = [statistics.median(latencies) * 1e3]
+        direct = statistics.median(await sse_delays(ours.sse, SSE_NAME, None))
+        results["sse_delay_ms_p50"] = [statistics.median(await sse_delays(ours.port, f"{SSE_NAME}:{ours.port}", trust)) - direct]
+        first, again = await handshakes(ours.port, trust, 200)
+        results["handshake_first_ms_p50"], results["handshake_again_ms_p50"] = first, again
+        results["new_tls_host_ms_p50"] = [statistics.median(first) - statistics.median(again)]
         results["rss_mb"] = [rss_mb(pid)]
     return results
 

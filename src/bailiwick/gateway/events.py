@@ -62,9 +62,16 @@ class Outcome:
             "answer_bytes": min(self.answer_bytes, _INTEGER_MAX),
             "duration_ms": self.duration_ms,
         }
-        for name in ("status", "error", "address", "request_sha256", "usage"):
-            if (value := getattr(self, name)) is not None:
-                body[name] = value
+        if self.status is not None:
+            body["status"] = self.status
+        if self.error is not None:
+            body["error"] = self.error
+        if self.address is not None:
+            body["address"] = self.address
+        if self.request_sha256 is not None:
+            body["request_sha256"] = self.request_sha256
+        if self.usage is not None:
+            body["usage"] = self.usage
         if self.scrubbed:
             body["scrubbed"] = self.scrubbed
         return body

@@ -131,11 +131,11 @@ class Run:
         bounds = self.order.budget
         return bounds.calls is None and bounds.egress_bytes is None and (bounds.writes is None or not effect)
 
-    def count(self, used: Usage) -> None:
+    def count(self, *, calls: int, writes: int, egress_bytes: int) -> None:
         """What was used without being reserved."""
-        self._calls += used.calls
-        self._writes += used.writes
-        self._egress_bytes += used.egress_bytes
+        self._calls += calls
+        self._writes += writes
+        self._egress_bytes += egress_bytes
 
     @property
     def used(self) -> Usage:

@@ -245,13 +245,13 @@ def recorded(exchange: Exchange, action: Action, reservation: Reservation | None
     """Usage is credited back and the outcome written, however the action ended."""
     run, outcome = exchange.run, exchange.outcome
     outcome.duration_ms = int((run.house.loop.time() - exchange.started) * 1_000)
-    used = Usage(calls=1, writes=int(action.verb.is_effect), egress_bytes=outcome.request_bytes)
-    if exchange.call is not None and exchange.target.route is not None:
-        used = _model_usage(exchange, used)
     if reservation is not None:
+        used = Usage(calls=1, writes=int(action.verb.is_effect), egress_bytes=outcome.request_bytes)
+        if exchange.call is not None and exchange.target.route is not None:
+            used = _model_usage(exchange, used)
         run.budget.settle(reservation, used if exchange.sent else Usage())
     elif exchange.sent:
-        run.count(used)
+        run.count(calls=1, writes=int(action.verb.is_effect), egress_bytes=outcome.request_bytes)
     exchange.end()
     run.record(events.finished(run.house.ids.event(), exchange.id, action, outcome))
 

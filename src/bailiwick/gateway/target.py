@@ -6,7 +6,7 @@ A `Host` field never decides where a request goes; one that names another host t
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bailiwick.critic.enforcement import ModelRoute
 from bailiwick.gateway import models, names
@@ -35,8 +35,7 @@ class Door:
     known: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """One request's destination; `path` is its target in origin form, to be forwarded."""
 
     via: Via

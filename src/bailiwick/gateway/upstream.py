@@ -7,8 +7,7 @@ that opened them and for no other. An effect is never sent twice: only a read wh
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from bailiwick.critic.enforcement import HostPin
 from bailiwick.gateway.addresses import special_purpose
@@ -35,8 +34,7 @@ class UpstreamFailed(Exception):
         self.answered = answered
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """`name` is what was authorised: a host name or an address literal."""
 
     name: str
