@@ -156,7 +156,7 @@ class BubblewrapBox:
             return self._final
         measured = self.group.measure()
         cpu, memory, pids = measured.cpu_seconds, measured.memory_bytes - measured.memory_in_files_bytes, measured.pids
-        if not pids and self.inner_pid:
+        if not self.group.paths and self.inner_pid:
             seen = processes.below(self.inner_pid)
             cpu, pids = sum(process.cpu_seconds for process in seen), len(seen)
             memory = memory or sum(process.memory_bytes for process in seen)

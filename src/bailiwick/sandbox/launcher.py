@@ -240,7 +240,8 @@ class Launcher:
             try:
                 await channel.call(AdoptRun(run=name, names=list(held)), descriptors=list(held.values()))
             finally:
-                channel.close()
+                # Not close(): anyio forgets a wait by its descriptor's number, and by the time it does another sandbox may have that number. The end of
+                # `run` closes it, after the wait.
                 tasks.cancel_scope.cancel()
 
     def _known_worker(self, name: str) -> bool:
