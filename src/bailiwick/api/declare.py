@@ -1,5 +1,6 @@
 """A route says which role it needs, what it takes and what it answers, or it cannot be written down: there is no other way to add one."""
 
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -134,12 +135,12 @@ def answer(value: Any, status: int = 200) -> Response:
 def describe(app: FastAPI, parts: list[Routes]) -> None:
     """Puts the schemas of all declared types into the published OpenAPI document."""
     types = [problem.Problem, *(kind for part in parts for kind in part.types)]
-    _, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
+            _, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
             document.setdefault("components", {}).setdefault("schemas", {}).update(components)
             _forget_defaults_of_fastapi(document)
             app.openapi_schema = document
@@ -148,6 +149,7 @@ def describe(app: FastAPI, parts: list[Routes]) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+@functools.cache
 def _schema(kind: Any) -> dict[str, Any]:
     (schema,), _ = msgspec.json.schema_components([kind], ref_template=_REFERENCE)
     return schema
