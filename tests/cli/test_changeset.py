@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bailiwick.cli import applying, changeset
@@ -268,7 +268,7 @@ def test_two_do_not_apply_at_once(tmp_path: Path) -> None:
 NAMES = st.lists(st.sampled_from([b"a", b"b", b"..", b".", b"", b"\xff", b"\\x41"]), min_size=1, max_size=4).map(b"/".join)
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(path=NAMES, target=NAMES, kind=st.sampled_from(["file", "link", "directory", "program"]))
 def test_nothing_ever_leaves_the_directory(path: bytes, target: bytes, kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever names an archive holds: either it is refused, or all of it is inside."""

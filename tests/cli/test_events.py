@@ -2,7 +2,7 @@ import unicodedata
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bailiwick.cli import events, terminal
@@ -50,7 +50,7 @@ def recorded(draw: Any) -> dict[str, Any]:
     return {"sequence": 1, "received": TIME, "writer": "gateway-0", "event": event}
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(story=st.lists(recorded(), max_size=5), columns=st.sampled_from([40, 80, 160]))
 def test_whatever_an_event_holds_it_is_told_and_obeys_nothing(story: list[dict[str, Any]], columns: int) -> None:
     """No value a compromised writer could put into an event breaks the trace, moves the cursor or hides what follows."""
