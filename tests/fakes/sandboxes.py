@@ -35,13 +35,26 @@ MIB = 1 << 20
 
 
 def authority() -> str:
+    return authority_with_leaf("unused.example")[0]
+
+
+def authority_with_leaf(host: str) -> tuple[str, str]:
+    """A new authority's certificate, and a certificate of it for `host` with its key, both PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    root = builder.sign(key, hashes.SHA256())
+    leaf_key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    leaf = x509.CertificateBuilder().subject_name(subject).issuer_name(name).public_key(leaf_key.public_key()).serial_number(x509.random_serial_number())
+    leaf = leaf.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
+    leaf = leaf.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+    key_pem = leaf_key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem = leaf.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return root.public_bytes(serialization.Encoding.PEM).decode(), (pem + key_pem).decode()
 
 
 @dataclass

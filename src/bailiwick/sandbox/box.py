@@ -167,9 +167,9 @@ class BubblewrapBox:
         if self._exit is None:
             raise Conflict(f"agent of {self.run} has not ended; its workspace is collected after that")
         reading, writing = os.pipe2(os.O_CLOEXEC)
-        child = os.fork()
+        parent, child = os.getpid(), os.fork()
         if child == 0:
-            self._collect_in_child(target, writing)
+            self._collect_in_child(target, writing, parent)
         os.close(writing)
         try:
             with anyio.fail_after(_COLLECT_SECONDS_MAX):
@@ -297,7 +297,7 @@ class BubblewrapBox:
             return os.read(self._own["diagnostics"], _DIAGNOSTICS_BYTES_MAX).decode(errors="backslashreplace").strip()
         return ""
 
-    def _collect_in_child(self, target: int, answer: int) -> None:
+    def _collect_in_child(self, target: int, answer: int, parent: int) -> None:
         """Never returns. Under the run's uid: the workspace is hostile, and this child can do no more than the agent could."""
         try:
             confine.promise_no_new_privileges()
@@ -307,6 +307,7 @@ class BubblewrapBox:
                 os.setgroups([])
                 os.setresgid(self.gid, self.gid, self.gid)
                 os.setresuid(self.uid, self.uid, self.uid)
+            confine.die_with_parent(parent)  # after the change of uid, which clears it
             lifted = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64) for descriptor in (target, answer, workspace)]
             for place, descriptor in enumerate(lifted, start=3):
                 os.dup2(descriptor, place)
