@@ -34,7 +34,9 @@ class Reading:
         return self._open
 
     async def subscribe(self, recording: Link) -> None:
-        await recording.call_now(SubscribeEvents(sequence=max(1, self._newest + 1)))
+        """From what stands there now: what is older is read from the tables when somebody asks."""
+        self._newest = max(self._newest, self.head()[0])
+        await recording.call_now(SubscribeEvents(sequence=self._newest + 1))
 
     async def heard(self, _channel: Channel, received: Received) -> Reply | None:
         if not isinstance(received.message, EventsCommitted):

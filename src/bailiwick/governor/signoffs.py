@@ -6,10 +6,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from bailiwick.critic.enforcement import HoldOpened, HoldSettled, OpenHold, RedeemHold
 from bailiwick.critic.repository import Holds
 from bailiwick.critic.rules import ApproverGroup
-from bailiwick.critic.signoff import ApprovingGroup, HeldAction, HoldEvent, HoldState, Signature, event_of_signature, visible
+from bailiwick.critic.signoff import ApprovingGroup, HeldAction, HoldEvent, HoldState, Signature, event_of_signature
 from bailiwick.governor.links import Link
 from bailiwick.governor.live import Live
 from bailiwick.governor.views import HoldView, Operator
@@ -40,6 +42,7 @@ class Signoffs:
         self._groups = {name: ApprovingGroup(operators=frozenset(group.operators), quorum=group.quorum) for name, group in approvers.items()}
         self._clock = clock
         self._ids = SequenceOfIds()
+        self._signing = anyio.Lock()  # a signature that is on record is in the hold: nobody else signs between the two
 
     def close(self) -> None:
         self._holds.close()
@@ -73,6 +76,12 @@ class Signoffs:
         for over in ended:
             await self._closed(over)
         if is_new:
+            await self._announce(held)
+        return HoldOpened(hold=held.hold, state=held.state.value, reason=held.reason)
+
+    async def _announce(self, held: HeldAction) -> None:
+        """A hold that cannot be recorded is none: it is voided, so that the agent's retry opens one that can."""
+        try:
             await self._record(
                 held,
                 "hold.opened",
@@ -85,7 +94,9 @@ class Signoffs:
                 wait_seconds=math.ceil(held.wait_seconds),
                 expires=timestamp(held.expires),
             )
-        return HoldOpened(hold=held.hold, state=held.state.value, reason=held.reason)
+        except BailiwickError:
+            self._holds.settle(held, HoldEvent.VOIDED, "it could not be recorded")
+            raise
 
     async def redeem(self, asked: RedeemHold) -> None:
         """For a gateway: uses the grant up, once. Raises Conflict when it is not to be had."""
@@ -96,6 +107,10 @@ class Signoffs:
         """For an approver. Forbidden for who may not sign, Conflict for a hold that is over."""
         if len(why) > _WHY_CHARACTERS_MAX:
             raise CallerError(f"why is {len(why)} characters; must be at most {_WHY_CHARACTERS_MAX}")
+        async with self._signing:
+            return await self._settle(hold, operator, granted=granted, why=why)
+
+    async def _settle(self, hold: HoldId, operator: Operator, *, granted: bool, why: str) -> HoldView:
         held = self._holds.get(hold)
         live = self._live.get(held.run)
         policy = live.definition.policy if live is not None and live.ending is None else "(the run is over)"
@@ -174,7 +189,7 @@ def _view(held: HeldAction) -> HoldView:
         expires=timestamp(held.expires),
         digest=held.digest,
         shown=held.shown,
-        body_text=visible(held.body_text),
+        body_text=held.body_text,  # the gateway made its control characters visible
         rules=list(held.rules),
         approvers=list(held.approvers),
         quorum=held.quorum,
