@@ -49,6 +49,9 @@ SSE_NAME = "sse.example.org"
 TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 SECRET = b"bench-secret-value-0123456789"
 
+# 1 KB of what an API says. (A body of one repeated byte is the worst case of a substring search, and nobody's answer.)
+ANSWER = json.dumps([{"id": f"cfg-{number:04x}", "name": "staging/service", "value": number * 37, "enabled": number % 2 == 0} for number in range(20)])[:1024]
+
 NGINX = """
 daemon off; master_process off; worker_processes 1; pid {directory}/{name}.pid; error_log {directory}/{name}.log error;
 events {{ worker_connections 4096; }}
@@ -302,7 +305,7 @@ def in_directory(directory: Path, rounds: int, seconds: float, connections: int)
     (directory / "ca.pem").write_text(certificates.pem)
     plain, secure, front_plain, front_tls = (free_port() for _ in range(4))
     keys = f"ssl_certificate {pem}; ssl_certificate_key {pem};"
-    serve = f'location / {{ default_type text/plain; return 200 "{"x" * 1024}"; }}'
+    serve = f"location / {{ default_type application/json; return 200 '{ANSWER}'; }}"
     up = nginx(directory, "upstream", f"server {{ listen 127.0.0.1:{plain}; {serve} }} server {{ listen 127.0.0.1:{secure} ssl; {keys} {serve} }}")
     forward = 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Authorization "Bearer x";'
     verify = f"proxy_ssl_trusted_certificate {directory}/ca.pem; proxy_ssl_verify on; proxy_ssl_name {NAME}; proxy_ssl_server_name on;"

@@ -595,3 +595,41 @@ async def test_closing_a_run_ends_what_is_still_connecting(tmp_path: Path) -> No
         assert place.run.close("an operator said so") == (1, [])
         outcome = place.recorder.of("action.finished")[0]
         assert (outcome.body["result"], outcome.body["error"]) == ("failed", "an operator said so")
+
+
+async def test_a_run_opened_again_has_used_what_it_used(tmp_path: Path) -> None:
+    """Bounds that come later speak of what was only counted before."""
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        await place.pin("config.internal")
+        wire = await place.dial("config.internal", 80)
+        for _ in range(3):
+            assert (await wire.ask(GET)).status == 200
+        assert place.run.used.calls == 3
+        place.budget = BudgetLimits(calls=4)
+        place.reopen()
+        assert place.run.used.calls == 3
+        assert (await wire.ask(GET)).status == 200
+        assert json.loads((await wire.ask(GET)).body)["rule"] == "budget/calls"
+
+
+async def test_a_refused_client_that_waits_to_continue_hears_no(tmp_path: Path) -> None:
+    """A body that was announced and not sent is never asked for when it is refused."""
+    async with neighbourhood(tmp_path) as place:
+        wire = await place.dial("config.internal", 80)
+        wire.send(b"PUT / HTTP/1.1\r\nHost: config.internal\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+        assert (await wire.answer()).status == 403
+        assert await wire.rest() == b""
+
+
+async def test_a_lease_that_cannot_be_injected_denies(tmp_path: Path) -> None:
+    """A value that would break the head is no header; the broker is named and nothing is sent."""
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        upstream = await place.pin("config.internal")
+        place.leased = ["config.internal"]
+        place.broker.lent["config.internal"] = lent(b"Bearer a\r\nX: y", b"a\r\nX: y secret")
+        place.reopen()
+        wire = await place.dial("config.internal", 80)
+        answer = await wire.ask(GET)
+        assert (answer.status, json.loads(answer.body)["rule"]) == (503, "bailiwick.broker")
+        assert b"X: y" not in answer.body
+        assert upstream.requests == []

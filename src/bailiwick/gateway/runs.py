@@ -103,7 +103,7 @@ class Run:
 
     def hold_to(self, order: OpenRun, critic: Decider, policy: str) -> None:
         if self._calls or self._writes or self._egress_bytes:  # bounds may speak of them from now on
-            order = replace(order, used=self.used)
+            self.budget.replace_limits(order.budget, self.used)
             self._calls = self._writes = self._egress_bytes = 0
         self.order = order
         self.agent = order.agent

@@ -253,7 +253,9 @@ def recorded(exchange: Exchange, action: Action, reservation: Reservation | None
     elif exchange.sent:
         run.count(calls=1, writes=int(action.verb.is_effect), egress_bytes=outcome.request_bytes)
     exchange.end()
-    run.record(events.finished(run.house.ids.event(), exchange.id, action, outcome))
+    if not run.record(events.finished(run.house.ids.event(), exchange.id, action, outcome)) and outcome.usage is not None:
+        outcome.usage = {"problem": "more than an event holds"}  # an outcome is not lost for what a model wrote
+        run.record(events.finished(run.house.ids.event(), exchange.id, action, outcome))
 
 
 def _model_usage(exchange: Exchange, used: Usage) -> Usage:
