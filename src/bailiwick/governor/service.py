@@ -34,6 +34,7 @@ from bailiwick.record.messages import RECORDER
 from bailiwick.sandbox.messages import LAUNCHER, AgentExited, DestroySandbox, ListSandboxes, SandboxesListed
 
 _TICK_SECONDS = 0.25
+_TICK_SECONDS_IDLE = 1.0
 _LIST_RUNS_MAX = 1_000
 
 
@@ -76,6 +77,7 @@ class Governor:
         self._dispatch = Dispatcher(neighbours, self._runs, clock)
         self._signoffs = Signoffs(layout.governor / "holds.db", self._recorder, workers, self._dispatch.live, installation.approvers, clock)
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._restarts: dict[str, int] | None = None  # of each process, as seen last
         self.stopping = anyio.Event()
         self.idle_since = clock.monotonic()
 
@@ -129,9 +131,8 @@ class Governor:
     async def _tick(self) -> None:
         """Wall clocks, expiries, and processes that ended out of turn."""
         before = self._clock.monotonic()
-        restarts: dict[str, int] = {}
         while True:
-            await anyio.sleep(_TICK_SECONDS)
+            await anyio.sleep(_TICK_SECONDS if self._dispatch.live else _TICK_SECONDS_IDLE)
             now = self._clock.monotonic()
             for live in list(self._dispatch.live.values()):
                 await self._count(live, now - before)
@@ -139,10 +140,19 @@ class Governor:
                 self.idle_since = now
             before = now
             await self._signoffs.expire()
-            for process in self._processes():
-                if process.restarts > restarts.get(process.name, 0):
-                    restarts[process.name] = process.restarts
-                    await self._try_to_record("process.ended", process=process.name, detail=process.detail, restarts=process.restarts)
+            await self._watch_processes()
+
+    async def _watch_processes(self) -> None:
+        try:
+            processes = self._processes()
+        except BackendError:  # the parent is stopping; it will tell us
+            return
+        if self._restarts is None:  # what ended before our time was recorded then, but our own end was not
+            self._restarts = {process.name: process.restarts for process in processes if process.name != "governor"}
+        for process in processes:
+            if process.restarts > self._restarts.get(process.name, 0):
+                self._restarts[process.name] = process.restarts
+                await self._try_to_record("process.ended", process=process.name, detail=process.detail, restarts=process.restarts)
 
     async def _count(self, live: Live, seconds: float) -> None:
         if live.state is not RunState.RUNNING or live.parked:

@@ -13,7 +13,7 @@ REQUESTS_IN_FLIGHT_MAX = 4_096  # of one connection; a peer that asks for more i
 CONNECTIONS_PER_UID_MAX = 64  # of one service; as an ordinary user all our processes share a uid
 
 # The governor's heartbeat: who hears none for this long stops what it does.
-HEARTBEAT_SECONDS = 0.5
+HEARTBEAT_SECONDS = 1.0
 HEARTBEAT_STALE_SECONDS = 3.0
 
 # The record.

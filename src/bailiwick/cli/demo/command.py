@@ -169,7 +169,10 @@ def _second_process(stage: _Stage) -> Iterator[None]:
             for hold in waiting:
                 if hold.hold not in answered:
                     answered.add(hold.hold)
-                    subprocess.run(stage.command("approve", hold.hold, "--yes", "--why", "the ticket is approved"), check=False, stdout=subprocess.DEVNULL)
+                    words = stage.command("approve", hold.hold, "--yes", "--why", "the ticket is approved")
+                    said = subprocess.run(words, check=False, capture_output=True, text=True)
+                    if said.returncode != 0:
+                        terminal.note(said.stderr.strip())
 
     approver = threading.Thread(target=answer, daemon=True)
     approver.start()
