@@ -46,20 +46,29 @@ class Pending(Generic[T]):
         return self._value  # type: ignore[return-value]  # settled without an error: it is a T
 
 
-def drive(coroutine: "Coroutine[Pending[Any], None, None]", failed: Callable[[BaseException], None]) -> None:
-    """Runs until the coroutine waits or ends; `failed` hears what it raised."""
+class _Drive:
+    """A class and not a closure: one that names itself would be a cycle, and garbage, with every exchange."""
 
-    def step() -> None:
+    __slots__ = ("_coroutine", "_failed")
+
+    def __init__(self, coroutine: "Coroutine[Pending[Any], None, None]", failed: Callable[[BaseException], None]) -> None:
+        self._coroutine = coroutine
+        self._failed = failed
+
+    def step(self) -> None:
         try:
-            pending = coroutine.send(None)
+            pending = self._coroutine.send(None)
         except StopIteration:
             return
         except BaseException as error:  # noqa: BLE001 - handed on whole to the one who answers for it
-            failed(error)
+            self._failed(error)
             return
-        pending._resume = step
+        pending._resume = self.step
 
-    step()
+
+def drive(coroutine: "Coroutine[Pending[Any], None, None]", failed: Callable[[BaseException], None]) -> None:
+    """Runs until the coroutine waits or ends; `failed` hears what it raised."""
+    _Drive(coroutine, failed).step()
 
 
 class Tasks:
