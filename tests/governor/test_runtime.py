@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bailiwick.governor.runtime import find_runtime, search_path
+from bailiwick.governor.runtime import Runtime, find_runtime, search_path
 from bailiwick.kernel.errors import CallerError
 
 
@@ -21,6 +21,11 @@ def test_a_base_program_needs_no_tree() -> None:
     assert found.command[1:] == ["-c", "true"]
     assert found.command[0] in ("/usr/bin/sh", "/bin/sh")
     assert found.trees == []
+
+
+def test_the_base_system_by_its_other_name_needs_no_tree() -> None:
+    """/bin is a link to /usr/bin: its prefix is not the root directory."""
+    assert find_runtime(["/bin/echo", "hi"], [], "") == Runtime(["/bin/echo", "hi"], [])
 
 
 def test_a_declared_tree_goes_before_the_base_system(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from bailiwick.kernel.errors import BackendError
 from bailiwick.kernel.layout import Layout
 
 READY_SECONDS_MAX = 15.0
+STOP_SECONDS_MAX = 60.0  # longer than the group takes to end in order
 
 
 def start_detached(path: Path | None, layout: Layout, *, idle_exit_seconds: float | None = None, workers: int | None = None) -> int:
@@ -34,6 +35,15 @@ def start_detached(path: Path | None, layout: Layout, *, idle_exit_seconds: floa
             start_new_session=True,
         )
     os.close(packed)
+    try:
+        return _wait_up(process, layout, log_path)
+    except BaseException:  # also an interrupt: nobody would know of a group that came up after this
+        process.terminate()
+        process.wait(STOP_SECONDS_MAX)
+        raise
+
+
+def _wait_up(process: subprocess.Popen[bytes], layout: Layout, log_path: Path) -> int:
     deadline = time.monotonic() + READY_SECONDS_MAX
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -41,7 +51,6 @@ def start_detached(path: Path | None, layout: Layout, *, idle_exit_seconds: floa
         if is_up(layout):
             return process.pid
         time.sleep(0.01)
-    process.terminate()
     raise BackendError(f"the installation did not come up within {READY_SECONDS_MAX:g} s; {log_path} and {layout.logs} say why")
 
 

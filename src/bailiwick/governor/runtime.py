@@ -55,7 +55,7 @@ def _home_of(program: Path) -> list[str]:
     """The trees a program outside the base system needs: its prefix as named, and as its links resolve."""
     homes = []
     for place in (program, program.resolve()):
-        if place.is_relative_to("/usr"):
+        if place.parent.resolve().is_relative_to("/usr"):  # /bin is a link to /usr/bin
             continue
         prefix = place.parent.parent if place.parent.name in ("bin", "sbin") else place.parent
         if str(prefix) not in homes:

@@ -1,7 +1,6 @@
 """The governor as the API sees it: what may be asked, who is told, what goes on by itself. Decides nothing about actions."""
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from bailiwick.governor.dispatch import Dispatcher, Neighbours
 from bailiwick.governor.lifecycle import RunState
 from bailiwick.governor.links import Link
 from bailiwick.governor.live import Ending, Live
+from bailiwick.governor.processes import read_processes
 from bailiwick.governor.reading import Reading
 from bailiwick.governor.repository import RunRow, Runs
 from bailiwick.governor.signoffs import Signoffs
@@ -386,19 +386,5 @@ class Governor:
         )
 
     def _processes(self) -> list[ProcessView]:
-        try:
-            listed = json.loads((self._layout.sockets / "processes.json").read_text())
-        except (OSError, ValueError) as error:
-            raise BackendError(f"state of the processes is not known: {error}") from error
         up = {link.name: link.up for link in self._links} | {"governor": True}
-        return [
-            ProcessView(
-                name=entry["name"],
-                state="down" if entry["pid"] is None else "up" if up.get(entry["name"], True) else "starting",
-                pid=entry["pid"],
-                uid=entry["uid"],
-                restarts=entry["restarts"],
-                detail=entry["detail"],
-            )
-            for entry in listed
-        ]
+        return read_processes(self._layout, up)

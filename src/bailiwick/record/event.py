@@ -125,7 +125,7 @@ KINDS: dict[str, Kind] = {
     "run.killed": Kind("an operator or a limit ordered the end of the run; who, why", _by(Role.GOVERNOR), intent=True),
     "run.ended": Kind("the run is over: cause, exit status, totals; its sandbox is gone", _by(Role.GOVERNOR)),
     "run.workspace": Kind("what the run changed in its workspace, as a digest and a list of paths", _by(Role.GOVERNOR)),
-    "run.applied": Kind("an operator applied the run's changes to a directory", _by(Role.GOVERNOR), intent=True),
+    "run.applied": Kind("an operator applied the run's changes to a directory", _by(Role.GOVERNOR)),
     "lease.granted": Kind("a credential is lent to a run: name, hosts, expiry", _by(Role.BROKER), intent=True),
     "lease.used": Kind("a lease's value left the broker for a destination", _by(Role.BROKER)),
     "lease.revoked": Kind("a lease is dead; why", _by(Role.BROKER)),
