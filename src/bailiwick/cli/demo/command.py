@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -244,7 +245,9 @@ def _show(findings: list[claims.Finding], kept: Path | None, run: str) -> None:
     _chapter("What was claimed, and what the servers, the record and this machine say:", quiet=False)
     for finding in findings:
         mark = terminal.styled("✓", "green") if finding.passed else terminal.styled("✗", "red")
-        terminal.say(f"  {mark} {terminal.styled(finding.claim, 'bold')}: {finding.sentence}")
+        terminal.say(f"  {mark} {terminal.styled(finding.claim, 'bold')}")
+        for line in textwrap.wrap(finding.sentence, max(40, terminal.width() - 6)):
+            terminal.say(f"    {line}")
     failed = sum(not finding.passed for finding in findings)
     terminal.say()
     terminal.say(f"{len(findings)} claims checked, {'all hold' if not failed else f'{failed} FAILED'}")
