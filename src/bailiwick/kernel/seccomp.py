@@ -8,7 +8,8 @@ import ctypes
 import errno
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 
 from bailiwick.kernel import bpf
 from bailiwick.kernel.bpf import AND_K, JEQ, JGE, JGT, JSET, LD_W_ABS, RET, Label, ProgramHeader, Step
@@ -48,6 +49,7 @@ def _argument(index: int) -> int:
     return 16 + 8 * index
 
 
+@cache
 def agent_filter(architecture: str | None = None) -> bytes:
     """The program for everything that runs inside a sandbox. BackendError for an architecture we have no table for."""
     architecture = architecture or platform.machine()
@@ -62,6 +64,7 @@ def agent_filter(architecture: str | None = None) -> bytes:
     return bpf.assemble(program)
 
 
+@cache
 def own_filter(architecture: str | None = None) -> bytes:
     """The program for the gateway, the recorder, the broker and the governor, which start nothing and enter nothing once they serve."""
     architecture = architecture or platform.machine()
@@ -92,7 +95,7 @@ def install(chosen: Filter) -> None:
         raise BackendError(f"seccomp filter of {bpf.length(program)} instructions refused: {reason}")
 
 
-def _table(architecture: str) -> dict[str, int]:
+def _table(architecture: str) -> Mapping[str, int]:
     if architecture not in _AUDIT_ARCHITECTURES:
         raise BackendError(f"no system call table for {architecture!r}; must be one of {', '.join(_AUDIT_ARCHITECTURES)}")
     return numbers(architecture)

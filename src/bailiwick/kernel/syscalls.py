@@ -4,6 +4,10 @@
 Numbers: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.17; `-` where an architecture has none.
 """
 
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+
 _NUMBERS = """
 read 0 63; write 1 64; open 2 -; close 3 57; stat 4 -; fstat 5 80; lstat 6 -; poll 7 -; lseek 8 62; mmap 9 222; mprotect 10 226; munmap 11 215;
 brk 12 214; rt_sigaction 13 134; rt_sigprocmask 14 135; rt_sigreturn 15 139; ioctl 16 29; pread64 17 67; pwrite64 18 68; readv 19 65; writev 20 66;
@@ -108,8 +112,9 @@ fanotify_init personality mknod mknodat
 ARCHITECTURES = ("x86_64", "aarch64")
 
 
-def numbers(architecture: str) -> dict[str, int]:
+@cache
+def numbers(architecture: str) -> Mapping[str, int]:
     """Every system call the architecture has, by name."""
     column = 1 + ARCHITECTURES.index(architecture)
     entries = (entry.split() for entry in _NUMBERS.replace("\n", " ").split(";"))
-    return {fields[0]: int(fields[column]) for fields in entries if fields[column] != "-"}
+    return MappingProxyType({fields[0]: int(fields[column]) for fields in entries if fields[column] != "-"})

@@ -7,6 +7,7 @@ Nothing is assumed from how the sandbox was made; a finding that does not hold m
 
 import ctypes
 import errno
+import gc
 import os
 import platform
 import resource
@@ -89,6 +90,7 @@ def from_outside(pid: int, expected: Expected) -> list[Finding]:
 def _enter(pid: int, expected: Expected, answer: int, separate: bool, parent: int) -> NoReturn:
     """In the first child: into the namespaces, then once more a fork, since the namespace of processes is entered by being born in it."""
     try:
+        gc.disable()  # a collection would copy pages that are shared with the launcher
         confine.die_with_parent(parent)
         os.dup2(answer, 3)
         os.closerange(0, 3)
