@@ -6,6 +6,7 @@ All of them are its descendants: whoever loses its parent inside is adopted by t
 import contextlib
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,25 @@ class Seen:
     memory_bytes: int
 
 
-def below(first: int) -> list[Seen]:
-    """The process and its descendants, as they are now."""
-    parents: dict[int, list[int]] = {}
-    found: dict[int, Seen] = {}
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Every process of the machine at one moment."""
+
+    taken: float
+    seen: dict[int, Seen]
+    children: dict[int, list[int]]
+
+
+_last = Look(0.0, {}, {})
+
+
+def look(*, seconds_old_max: float = 0.0) -> Look:
+    """A look at /proc; one that is no older than this serves everybody who measures."""
+    global _last
+    now = time.monotonic()
+    if now - _last.taken <= seconds_old_max:
+        return _last
+    taken = Look(now, {}, {})
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -34,15 +50,22 @@ def below(first: int) -> list[Seen]:
         except OSError:
             continue  # gone meanwhile
         fields = raw[raw.rindex(")") + 2 :].split()
-        pid, parent = int(entry.name), int(fields[1])
-        parents.setdefault(parent, []).append(pid)
-        found[pid] = Seen(pid, fields[0], sum(int(field) for field in fields[11:15]) / _TICKS, int(fields[21]) * _PAGE)
+        pid = int(entry.name)
+        taken.children.setdefault(int(fields[1]), []).append(pid)
+        taken.seen[pid] = Seen(pid, fields[0], sum(int(field) for field in fields[11:15]) / _TICKS, int(fields[21]) * _PAGE)
+    _last = taken
+    return taken
+
+
+def below(first: int, *, seconds_old_max: float = 0.0) -> list[Seen]:
+    """The process and its descendants, as they are now or were that long ago."""
+    taken = look(seconds_old_max=seconds_old_max)
     reached, waiting = [], [first]
     while waiting:
         pid = waiting.pop()
-        if pid in found:
-            reached.append(found[pid])
-            waiting += parents.get(pid, [])
+        if pid in taken.seen:
+            reached.append(taken.seen[pid])
+            waiting += taken.children.get(pid, [])
     return reached
 
 
