@@ -22,7 +22,7 @@ setup: $(VENV)/demo.done
 	@tools/system bubblewrap
 
 setup-test: $(VENV)/dev.done
-	@tools/system bubblewrap curl git nginx
+	@tools/system bubblewrap curl git nginx node java
 
 demo: setup  ## the whole story on the embedded default: no key, no network, no daemon
 	@$(BIN)/bailiwick demo

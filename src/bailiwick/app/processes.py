@@ -161,6 +161,7 @@ def _load_what_is_loaded_late() -> None:
         "anyio.to_thread",
         "asyncio.staggered",
         "concurrent.futures.thread",
+        "cryptography.hazmat.backends.openssl.backend",
         "encodings.idna",
         "encodings.latin_1",
         "encodings.punycode",
