@@ -1,5 +1,6 @@
 """The whole of `bailiwick.yaml`, each part in its owner's words, and what must hold across the parts."""
 
+import ipaddress
 import os
 import socket
 from collections.abc import Callable
@@ -57,6 +58,31 @@ class HostEntry(Section):
         return HostPin(address=host.strip("[]"), port=int(port), ca=(directory / self.ca).read_text() if self.ca else None, tls=self.tls)
 
 
+class ApiSection(Section):
+    """Where the API listens besides its unix socket. On TCP an operator is known by a token only, so it stays on this machine."""
+
+    listen: str | None = None
+
+    @pydantic.field_validator("listen")
+    @classmethod
+    def _on_loopback(cls, value: str | None) -> str | None:
+        if value is not None:
+            host, _, port = value.rpartition(":")
+            try:
+                loopback = ipaddress.ip_address(host.strip("[]")).is_loopback and 0 < int(port) < 65536
+            except ValueError:
+                loopback = False
+            if not loopback:
+                raise ValueError(f"{value!r} is not a loopback address and a port; write 127.0.0.1:8800, and put a proxy that authenticates before it")
+        return value
+
+    def address(self) -> tuple[str, int] | None:
+        if self.listen is None:
+            return None
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
 class Configuration(Section):
     """One `bailiwick.yaml`; see docs/reference/configuration.md."""
 
@@ -66,6 +92,7 @@ class Configuration(Section):
     agents: dict[AgentName, Agent] = {}
     credentials: dict[str, CredentialConfiguration] = {}
     operators: dict[str, OperatorSection] = {}
+    api: ApiSection = ApiSection()
     workers: Annotated[int, pydantic.Field(ge=1, le=64)] | None = None
 
     @pydantic.model_validator(mode="before")

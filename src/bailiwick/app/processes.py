@@ -31,6 +31,8 @@ from bailiwick.kernel.layout import SOCKET_PATH_BYTES_MAX, Layout
 from bailiwick.kernel.supervise import FINISHED, Group, Program
 from bailiwick.trust.interception import InterceptionAuthority
 
+_TCP = "api.tcp"
+
 
 def up(
     path: Path | None, layout: Layout, *, workers: int | None = None, idle_exit_seconds: float | None = None, ready: Callable[[], None] = lambda: None
@@ -49,6 +51,8 @@ def up(
     with _only_group(layout):
         _make_directories(layout, accounts)
         listeners = {name: _listen(layout, name) for name in _socket_names(accounts)}
+        if (address := configuration.api.address()) is not None:
+            listeners[_TCP] = _listen_on_tcp(address)
         authority_fd, certificate = _make_authority()
         _load_what_is_loaded_late()
         confine.settle()
@@ -75,6 +79,7 @@ def _programs(
     environment_fd, authority_fd = descriptors
     directory = path.parent.absolute() if path is not None else Path.cwd()
     starter = os.getuid()
+    api = [name for name in ("api", _TCP) if name in listeners]
     installed = installation(configuration, directory, trust_bundle=certificate)
 
     def recorder(_: object) -> None:
@@ -111,7 +116,7 @@ def _programs(
         seccomp.install(seccomp.OWN_PROCESS)
         service = Governor(installed, layout, accounts, clock, configuration=str(path or "(none)"))
         operators = Directory(configuration.operators, starter_uid=starter, separate=accounts.separate)
-        anyio.run(_govern, service, operators, listeners["api"], idle_exit_seconds, clock)
+        anyio.run(_govern, service, operators, [listeners[name] for name in api], idle_exit_seconds, clock)
 
     def program(name: str, main: Callable[[object], None], *sockets: str, keep: tuple[int, ...] = (), **more: Any) -> Program:
         return Program(name, accounts.named(name), main, descriptors=(*(listeners[each].fileno() for each in sockets), *keep), **more)
@@ -128,11 +133,11 @@ def _programs(
         ),
         program("launcher", launcher, "launcher"),
         *(program(each.name, worker(each.name), each.name, f"{each.name}.adopt", keep=(authority_fd,)) for each in accounts.workers()),
-        program("governor", governor, "api", leading=True),
+        program("governor", governor, *api, leading=True),
     ]
 
 
-async def _govern(service: Governor, operators: Directory, listener: socket.socket, idle_exit_seconds: float | None, clock: SystemClock) -> None:
+async def _govern(service: Governor, operators: Directory, listeners: list[socket.socket], idle_exit_seconds: float | None, clock: SystemClock) -> None:
     async def stop_on_signal() -> None:
         with anyio.open_signal_receiver(signal.SIGTERM) as received:
             async for _ in received:
@@ -147,7 +152,7 @@ async def _govern(service: Governor, operators: Directory, listener: socket.sock
         tasks.start_soon(stop_on_signal)
         if idle_exit_seconds is not None:
             tasks.start_soon(stop_when_idle, idle_exit_seconds)
-        async with serving(create(service, operators.authenticate), [listener]):
+        async with serving(create(service, operators.authenticate), listeners):
             await service.serve()
         await service.close()
         tasks.cancel_scope.cancel()
@@ -228,6 +233,13 @@ def _listen(layout: Layout, name: str) -> socket.socket:
     path.chmod(0o666)  # who may speak is decided by the peer's uid, on each connection
     listener.listen(1024)
     return listener
+
+
+def _listen_on_tcp(address: tuple[str, int]) -> socket.socket:
+    try:
+        return socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET, backlog=128)
+    except OSError as error:
+        raise CallerError(f"api.listen {address[0]}:{address[1]} cannot be listened on: {error.strerror}; choose another port") from error
 
 
 def _make_authority() -> tuple[int, str]:
