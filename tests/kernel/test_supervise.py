@@ -113,6 +113,25 @@ def test_members_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: gone(pid))
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give processes accounts of their own")
+def test_members_with_accounts_of_their_own_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """The kernel forgets whose death is a process's own when its uid changes; ours dies all the same."""
+    become = os.memfd_create("become")
+
+    def main(_: object) -> None:
+        os.write(become, b"1")
+        signal.pause()
+
+    running = Running(tmp_path, [Program("one", Account("one", Role.GATEWAY, 765_000, 765_000), main, descriptors=(become,))])
+    pid = running.member("one")["pid"]
+    wait_until(lambda: os.pread(become, 1, 0))
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    wait_until(lambda: gone(pid))
+    os.close(become)
+
+
 def test_a_leading_process_that_finishes_ends_the_group(tmp_path: Path) -> None:
     """The governor's orderly exit is the whole installation's."""
     running = Running(tmp_path, [Program("worker", account("worker"), forever), Program("lead", account("lead"), lambda _: os._exit(FINISHED), leading=True)])

@@ -180,6 +180,7 @@ def _become(program: Program, parent: int, logs: Path) -> None:
         _close_others({0, 1, 2, *program.descriptors})
         prepared = program.prepare()
         confine.become(program.account)
+        confine.die_with_parent(parent)  # once more: a change of uid cleared it
         confine.harden()
         program.main(prepared)
         status = 0
