@@ -282,9 +282,14 @@ class Neighbourhood:
         critic = Critic(compile_boundary("deployer", self.rules, self.model_rules, GROUPS))
         self.run.hold_to(self.order(), critic, critic.digest)
 
-    async def pin(self, name: str, upstream: Upstream | None = None, *, tls: bool = False, certified: str | None = None) -> Upstream:
+    async def pin(
+        self, name: str, upstream: Upstream | None = None, *, tls: bool = False, certified: str | None = None, watch: Callable[..., None] | None = None
+    ) -> Upstream:
+        """`watch` is called as `ssl.SSLContext.sni_callback` is."""
         upstream = upstream or Upstream()
         context = self.certificates.context(certified or name, self.directory) if tls else None
+        if context is not None and watch is not None:
+            context.sni_callback = watch
         server = await asyncio.start_server(upstream, "127.0.0.1", 0, ssl=context)
         self._servers.append(server)
         upstream.port = server.sockets[0].getsockname()[1]

@@ -62,8 +62,9 @@ async def walk(exchange: Exchange, desk: holds.HoldDesk) -> None:
 async def understood(exchange: Exchange) -> Action:
     """The request as an action. A model call's body is read whole: which model is called stands in it. Raises Refused for what can be read two ways."""
     run, target, head = exchange.run, exchange.target, exchange.head
+    sent = None if head.form == "asterisk" else target.path  # what is decided is what is forwarded, which behind a base URL is not what came
     try:
-        action = actions.normalise(head, scheme=target.scheme, host=target.name, port=target.port, run=run.id, agent=run.agent)
+        action = actions.normalise(head, scheme=target.scheme, host=target.name, port=target.port, run=run.id, agent=run.agent, target=sent)
     except actions.Unclear as unclear:
         run.refuse_attempt(unclear.code, f"{target.scheme}://{target.name}:{target.port}", str(unclear))
         raise Refused("unclear", 403, str(unclear), rules=(f"bailiwick.unclear/{unclear.code}",)) from unclear

@@ -77,14 +77,18 @@ def connect_door(run: Run, head: RequestHead) -> Door:
 def target_of(run: Run, door: Door, head: RequestHead, *, secure: bool) -> Target:
     """What a request is for. Raises ProtocolViolation when it names another host than the connection is authorised for."""
     scheme = "https" if secure else "http"
-    if door.via == "model-base":
-        return _model_base(run, head)
+    if door.name == names.MODELS_NAME and door.port == 80 and not secure:
+        return _model_base(run, door.via, head)
     if door.via == "proxy":
         if head.form != "absolute":
             raise ProtocolViolation("not-absolute", "a request to the proxy must have an absolute target")
         scheme, _, rest = head.target.partition("://")
         scheme = scheme.lower()
         name, port = _authority(run, head.authority)
+        if name == names.MODELS_NAME and scheme == "http" and port in (None, 80):  # a client that takes no exception from its proxy
+            return _model_base(run, door.via, head)
+        if port is not None and not 0 < port < 65536:
+            raise ProtocolViolation("invalid-target", "the port of the target is not one")
         return _target(run, "proxy", scheme, name, port or _DEFAULT_PORTS[scheme], _origin(rest), head)
     name, port = _authority(run, head.authority)
     if name != door.name or (port is not None and port != door.port):
@@ -101,6 +105,9 @@ def _target(run: Run, via: Via, scheme: str, name: str, port: int, path: str, he
     endpoint = None
     if route is not None:
         endpoint = _endpoint(route, head.method, path)
+        if endpoint is not None and (scheme, port) != ("https", 443) and not run.upstreams.pinned(name):
+            # A model is decided by its provider and name; where it is asked must then be where that provider is.
+            raise ProtocolViolation("model-destination", f"models of {route.provider} are called at https://{name}, not at {scheme} port {port}", status=403)
     return Target(via, scheme, name, port, path, run.upstreams.destination(name, port, scheme), route, endpoint)
 
 
@@ -113,7 +120,7 @@ def _endpoint(route: ModelRoute, method: str, path: str) -> str | None:
     return models.endpoint_of(route.dialect, method, normal)
 
 
-def _model_base(run: Run, head: RequestHead) -> Target:
+def _model_base(run: Run, via: Via, head: RequestHead) -> Target:
     name, port = _authority(run, head.authority)
     if name != names.MODELS_NAME or port not in (None, 80):
         raise ProtocolViolation("host-mismatch", "Host names another host than the one connected to")
@@ -124,7 +131,7 @@ def _model_base(run: Run, head: RequestHead) -> Target:
         known = ", ".join(sorted(run.providers)) or "none"
         raise ProtocolViolation("unknown-provider", f"the path must begin with a provider of this run ({known})", status=404)
     path = "/" + rest
-    return Target("model-base", "https", route.host, 443, path, run.upstreams.destination(route.host, 443, "https"), route, _endpoint(route, head.method, path))
+    return Target(via, "https", route.host, 443, path, run.upstreams.destination(route.host, 443, "https"), route, _endpoint(route, head.method, path))
 
 
 def _origin(rest: str) -> str:

@@ -264,6 +264,10 @@ class Upstreams:
             self.close()
         self._pins = dict(pins)
 
+    def pinned(self, name: str) -> bool:
+        """Whether the configuration says where the name is, whatever the port asked for."""
+        return name in self._pins
+
     def destination(self, name: str, port: int, scheme: str) -> Destination:
         pin = self._pins.get(name)
         tls = scheme == "https" if pin is None or pin.tls is None else pin.tls
