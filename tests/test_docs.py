@@ -23,8 +23,8 @@ from typer.main import get_command
 from bailiwick.cli import starter
 from bailiwick.cli.entry import application
 from bailiwick.gateway.refusal import TITLES
-from bailiwick.kernel import environment
-from bailiwick.kernel.accounts import Role
+from bailiwick.kernel import environment, limits
+from bailiwick.kernel.accounts import RUN_UIDS, UID_BASE, Accounts, Role
 from bailiwick.record.event import KINDS
 from bailiwick.sandbox.capabilities import survey
 
@@ -242,6 +242,35 @@ def test_every_fact_of_doctor_is_documented() -> None:
     assert {name for name in own | facts.keys() if f"| `{name}` |" not in text} == set()
     for name, required in facts.items():
         assert f"| `{name}` | {'yes' if required else 'no'} |" in text, name
+
+
+def test_bounds_are_told_as_they_are() -> None:
+    """Numbers that an operator plans with."""
+    said = {
+        "docs/reference/gateway.md": [
+            f"{limits.HEAD_BYTES_MAX // limits.KIB} KiB, {limits.HEADER_FIELDS_MAX} fields, {limits.HEAD_SECONDS_MAX:g} s",
+            f"{limits.BODY_BUFFER_BYTES_MAX // limits.MIB} MiB",
+            f"first {limits.HELD_BODY_SHOWN_BYTES_MAX // limits.KIB} KiB",
+            f"{limits.IDLE_SECONDS_MAX:g} s",
+            f"{limits.UPSTREAM_CONNECT_SECONDS_MAX:g} s, {limits.UPSTREAM_ANSWER_SECONDS_MAX:g} s",
+            f"{limits.CONNECTIONS_PER_RUN_MAX:,}",
+            f"{limits.NAMES_PER_RUN_MAX:,}",
+        ],
+        "docs/reference/processes.md": [
+            f"every {limits.HEARTBEAT_SECONDS:g} s) was not heard for {limits.HEARTBEAT_STALE_SECONDS:g} s",
+            f"at most {limits.FRAME_BYTES_MAX // limits.MIB} MiB",
+            f"up to {limits.DESCRIPTORS_PER_MESSAGE_MAX} descriptors",
+            *(str(account.uid) for account in Accounts.for_machine(uid=0, gid=0, workers=1).members),
+        ],
+        "docs/reference/events.md": [f"at most {limits.EVENT_BYTES_MAX // limits.KIB} KiB"],
+        "docs/reference/sandbox.md": [f"from {Accounts.run_uid(0)} on"],
+        "docs/reference/configuration.md": [
+            f"{UID_BASE} to {Accounts.run_uid(0) + RUN_UIDS - 1}",
+            f"{limits.RUN_PIDS} where",
+            f"{limits.RUN_OPEN_FILES} where",
+        ],
+    }
+    assert [f"{name}: {text}" for name, texts in said.items() for text in texts if text not in page(name)] == []
 
 
 # -- the documents among themselves
