@@ -16,7 +16,7 @@ from bailiwick.kernel.clock import SystemClock
 from bailiwick.kernel.errors import CallerError, Conflict, NotFound
 from bailiwick.record.checkpoint import Checkpoint, NoteSigner
 from bailiwick.record.commit import Append, Committer
-from bailiwick.record.event import KINDS, Event, encode
+from bailiwick.record.event import KINDS, Event, Verdict, encode
 from bailiwick.record.export import export
 from bailiwick.record.export_format import checkpoint_line, leaf_line
 from bailiwick.record.leaf import assemble, disassemble
@@ -256,6 +256,25 @@ def test_calls_without_outcome_are_findings(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         export(reader, tmp_path / "none", run="run-z")  # type: ignore[arg-type]
     assert not (tmp_path / "none").exists()
+    reader.close()
+    committer.close()
+
+
+@pytest.mark.parametrize("decision", ["allow", "deny", "hold"])
+def test_an_observed_call_without_outcome_is_a_finding(tmp_path: Path, decision: Verdict) -> None:
+    """While a run is only observed its actions go whatever was decided; one without an outcome is missing as any other is."""
+    committer = Committer(tmp_path / "record.db", SystemClock())
+
+    def decided(number: int, **body: Any) -> Event:
+        return Event(id=f"e{number}", kind="action.decided", time="t", run="run-a", action=f"a-{number}", verb="write", decision=decision, body=body)  # type: ignore[arg-type]
+
+    finished = Event(id="e3", kind="action.finished", time="t", run="run-a", action="a-2")  # type: ignore[arg-type]
+    append(committer, [decided(1, observed=True), decided(2, observed=True), finished, decided(4, observed="yes")])
+    reader = RecordReader.open(tmp_path / "record.db")
+    export(reader, tmp_path / "e", run="run-a")  # type: ignore[arg-type]
+    findings = verify_export(tmp_path / "e", KEY).findings
+    assert findings[0].what == "write a-1 was only observed and has no outcome on file"
+    assert [finding.sequence for finding in findings[1:-1]] == ([4] if decision == "allow" else [])
     reader.close()
     committer.close()
 

@@ -84,6 +84,7 @@ def verify_export(path: Path, verifier: str | None, *, kept: str | None = None) 
 class _Open:
     sequence: int
     verb: str
+    why: str
 
 
 class _Verification:
@@ -242,14 +243,16 @@ class _Verification:
             self._ended = True
         if event.action is None:
             return
-        if event.kind == "action.decided" and event.decision == "allow" and len(self._open) < _OPEN_ACTIONS_MAX:
-            self._open[event.action] = _Open(sequence, event.verb or "action")
+        if event.kind == "action.decided" and len(self._open) < _OPEN_ACTIONS_MAX:
+            observed = event.body.get("observed") is True  # then it went, whatever was decided
+            if event.decision == "allow" or observed:
+                self._open[event.action] = _Open(sequence, event.verb or "action", "only observed" if observed else "allowed")
         elif event.kind == "action.finished":
             self._open.pop(event.action, None)
 
     def _conclude(self) -> None:
         for action, opened in list(self._open.items())[:_FINDINGS_MAX]:
-            self._findings.append(Finding(opened.sequence, f"{opened.verb} {action} was allowed and has no outcome on file"))
+            self._findings.append(Finding(opened.sequence, f"{opened.verb} {action} was {opened.why} and has no outcome on file"))
         if len(self._open) > _FINDINGS_MAX:
             self._findings.append(Finding(0, f"{len(self._open) - _FINDINGS_MAX} more actions have no outcome on file"))
         if self._header.run is not None and not self._ended:
