@@ -12,7 +12,7 @@ from bailiwick.gateway.events import Outcome
 from bailiwick.gateway.layers.heads import RequestHead, ResponseHead
 from bailiwick.gateway.layers.http1 import end_to_end, response_bytes
 from bailiwick.gateway.layers.scrub import Scrubber
-from bailiwick.gateway.models import ModelCall
+from bailiwick.gateway.models import ModelCall, ModelUsage
 from bailiwick.gateway.refusal import Refusal, for_model, render
 from bailiwick.gateway.runs import Refused, Run
 from bailiwick.gateway.target import Target
@@ -86,6 +86,7 @@ class Exchange:
         self._hash: Any = None
         self._continue = head.expects_continue
         self._out: list[bytes] = []  # of the answer, until the end of what came at once
+        self._untapped: list[bytes] = []  # of the answer, as it was given
         self._answer_chunked = False
         self._keep_alive = head.keep_alive
         self._answer_begun = False
@@ -200,16 +201,17 @@ class Exchange:
     def answer_head(self, head: ResponseHead) -> None:
         self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
         self.outcome.status = head.status
-        fields = end_to_end(head.fields)
+        fields, reason = end_to_end(head.fields), head.reason
         scrubber = self.scrubber
         if scrubber is not None:
             if head.framing != "none" and (head.first(b"content-encoding") or b"identity").lower() != b"identity":
                 self._break_off(UpstreamFailed("answer-encoded", "the answer is compressed although it must not be, so what was injected cannot be taken out"))
                 return
-            seen = b"\n".join([value for _, value in fields])
+            seen = b"\n".join([reason, *(part for field in fields for part in field)])
             if scrubber.value(seen) is not seen:  # one look at all of them; a form never spans a line
                 scrubber.found = 0
-                fields = [(name, scrubber.value(value)) for name, value in fields]
+                reason = scrubber.value(reason)
+                fields = [(name, scrubber.value(value)) for name, value in fields if scrubber.value(name) is name]
         if self.tap is None and self.call is not None and self.target.route is not None and head.status < 400:
             stream = (head.first(b"content-type") or b"").lower().startswith(b"text/event-stream")
             self.tap = UsageTap(self.target.endpoint or "", stream=stream, content_encoding=(head.first(b"content-encoding") or b"").decode("latin-1") or None)
@@ -229,28 +231,42 @@ class Exchange:
             fields.append((b"connection", b"close"))
         elif not self._connection.speaks_chunked:
             fields.append((b"connection", b"keep-alive"))
-        self._out.append(response_bytes(head.status, head.reason, fields))
+        self._out.append(response_bytes(head.status, reason, fields))
 
     def answer_data(self, data: bytes) -> None:
         self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
         self.outcome.answer_bytes += len(data)
-        if self.tap is not None:
-            self.tap.feed(data)
         if self.scrubber is not None:
             data = self.scrubber.feed(data)
-        self._give(data)
+        if data:
+            self._give(data)
 
     def _give(self, data: bytes) -> None:
-        if self._answer_chunked and data:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        if data:
-            self._out.append(data)
+        """What the agent may have, and so the tap: what was injected is in neither."""
+        if self.tap is not None:
+            self._untapped.append(data)
+        self._out.append(b"%x\r\n%b\r\n" % (len(data), data) if self._answer_chunked else data)
 
     def answer_flush(self) -> None:
         if self._out:
             self._answer_begun = True
             out, self._out = self._out, []
             self._connection.write(out[0] if len(out) == 1 else b"".join(out))
+        if self._untapped:
+            self._feed_tap()
+
+    def _feed_tap(self) -> None:
+        untapped, self._untapped = self._untapped, []
+        assert self.tap is not None
+        for data in untapped:
+            self.tap.feed(data)
+
+    def usage(self) -> ModelUsage | None:
+        """What its answer says that a model call used, once it has ended, however it ended; None without an answer that could say it."""
+        if self.tap is None:
+            return None
+        self._feed_tap()
+        return self.tap.finish()
 
     def answer_end(self) -> None:
         rest = b""

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from msgspec.structs import replace
-
 from bailiwick.critic.action import Action
 from bailiwick.critic.budget import Budget
 from bailiwick.critic.decision import Decision, Retry
@@ -81,6 +79,17 @@ class Rate:
         return suppressed
 
 
+@dataclass(slots=True)
+class _Counted:
+    """A Usage that is added to in place: plain requests do so thousands of times a second."""
+
+    calls: int = 0
+    writes: int = 0
+    tokens: int = 0
+    microusd: int = 0
+    egress_bytes: int = 0
+
+
 class Run:
     """What one run is held to. `hold_to` may be called again: the governor said something new."""
 
@@ -96,15 +105,15 @@ class Run:
         self.unknown: list[str] = []  # actions whose outcome was recorded as that
         self.authorities: dict[str, tuple[str, int | None]] = {}  # as written by the agent; see target
         self.parked = 0
-        self._calls = self._writes = self._egress_bytes = 0
+        self._counted = _Counted()
         self.closed: str | None = None
         self._refusals = Rate.of(REFUSALS_BURST, REFUSALS_PER_SECOND)
         self.hold_to(order, critic, policy)
 
     def hold_to(self, order: OpenRun, critic: Decider, policy: str) -> None:
-        if self._calls or self._writes or self._egress_bytes:  # bounds may speak of them from now on
+        if self._counted.calls:  # bounds may speak of it from now on
             self.budget.replace_limits(order.budget, self.used)
-            self._calls = self._writes = self._egress_bytes = 0
+            self._counted = _Counted()
         self.order = order
         self.agent = order.agent
         self.critic = critic
@@ -131,17 +140,26 @@ class Run:
         bounds = self.order.budget
         return bounds.calls is None and bounds.egress_bytes is None and (bounds.writes is None or not effect)
 
-    def count(self, *, calls: int, writes: int, egress_bytes: int) -> None:
+    def count(self, used: Usage) -> None:
         """What was used without being reserved."""
-        self._calls += calls
-        self._writes += writes
-        self._egress_bytes += egress_bytes
+        counted = self._counted
+        counted.calls += used.calls
+        counted.writes += used.writes
+        counted.tokens += used.tokens
+        counted.microusd += used.microusd
+        counted.egress_bytes += used.egress_bytes
 
     @property
     def used(self) -> Usage:
         """Everything so far, as it is reported."""
-        used = self.budget.used
-        return replace(used, calls=used.calls + self._calls, writes=used.writes + self._writes, egress_bytes=used.egress_bytes + self._egress_bytes)
+        used, counted = self.budget.used, self._counted
+        return Usage(
+            calls=used.calls + counted.calls,
+            writes=used.writes + counted.writes,
+            tokens=used.tokens + counted.tokens,
+            microusd=used.microusd + counted.microusd,
+            egress_bytes=used.egress_bytes + counted.egress_bytes,
+        )
 
     def decide(self, action: Action, *, signed_off: bool = False) -> Decision:
         """The critic's word. Raises Refused when it has none to give."""

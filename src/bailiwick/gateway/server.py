@@ -3,7 +3,6 @@ stream back, record the outcome. Every step that cannot be taken ends it with a 
 """
 
 from dataclasses import replace
-from typing import Any
 
 from bailiwick.broker.inject import strip_and_inject
 from bailiwick.broker.messages import UseLease
@@ -11,7 +10,7 @@ from bailiwick.critic.action import Action, Body, ModelResource, Verb
 from bailiwick.critic.budget import Reservation
 from bailiwick.critic.decision import Allow, Decision, Deny, Hold
 from bailiwick.critic.enforcement import Usage
-from bailiwick.gateway import actions, events, holds, models, pricing
+from bailiwick.gateway import actions, events, holds, metering, models
 from bailiwick.gateway.exchange import AgentGone, Exchange
 from bailiwick.gateway.layers.http1 import end_to_end, request_bytes
 from bailiwick.gateway.leases import Lent
@@ -20,7 +19,6 @@ from bailiwick.gateway.upstream import UpstreamConnection, UpstreamFailed
 from bailiwick.kernel.canonical import text
 from bailiwick.kernel.errors import BailiwickError, CallerError
 
-TOOL_CALLS_SHOWN_MAX = 64
 _AFTER = {"connect-timeout": 504, "answer-timeout": 504}
 
 
@@ -50,7 +48,9 @@ async def walk(exchange: Exchange, desk: holds.HoldDesk) -> None:
         broken_off(exchange, action, failure)
     except AgentGone as gone:
         exchange.outcome.error = gone.code
-        if exchange.sent and exchange.outcome.status is None and action.verb.is_effect:
+        if exchange.outcome.status is not None:  # the other side answered, whether or not somebody heard it out
+            exchange.outcome.result = "answered"
+        elif exchange.sent and action.verb.is_effect:
             exchange.outcome.result = "unknown"
     finally:
         recorded(exchange, action, reservation)
@@ -98,9 +98,7 @@ def decided(exchange: Exchange, action: Action) -> tuple[Decision, Reservation |
     if call is None or exchange.target.route is None:
         reserved = run.budget.reserve(calls=1, writes=int(action.verb.is_effect), egress_bytes=exchange.head.length or 0)
     else:
-        tokens = (call.input_tokens_ceiling, call.output_tokens_ceiling)
-        cost = pricing.ceiling_microusd(exchange.target.route.provider, call.model, *tokens)
-        reserved = run.budget.reserve(calls=1, tokens=sum(tokens), microusd=cost, egress_bytes=len(exchange.body or b""))
+        exchange.call, reserved = metering.reserve(run, exchange.target.route, call, egress_bytes=len(exchange.body or b""))
     return (reserved, None) if isinstance(reserved, Deny) else (decision, reserved)
 
 
@@ -246,49 +244,17 @@ def recorded(exchange: Exchange, action: Action, reservation: Reservation | None
     """Usage is credited back and the outcome written, however the action ended."""
     run, outcome = exchange.run, exchange.outcome
     outcome.duration_ms = int((run.house.loop.time() - exchange.started) * 1_000)
+    used = Usage(calls=1, writes=int(action.verb.is_effect), egress_bytes=outcome.request_bytes) if exchange.sent else Usage()
+    if exchange.call is not None and exchange.target.route is not None and exchange.sent:
+        used = metering.charge(exchange, exchange.target.route, exchange.call, used)
     if reservation is not None:
-        used = Usage(calls=1, writes=int(action.verb.is_effect), egress_bytes=outcome.request_bytes)
-        if exchange.call is not None and exchange.target.route is not None:
-            used = _model_usage(exchange, used)
-        run.budget.settle(reservation, used if exchange.sent else Usage())
+        run.budget.settle(reservation, used)
     elif exchange.sent:
-        run.count(calls=1, writes=int(action.verb.is_effect), egress_bytes=outcome.request_bytes)
+        run.count(used)
     exchange.end()
     if not run.record(events.finished(run.house.ids.event(), exchange.id, action, outcome)) and outcome.usage is not None:
         outcome.usage = {"problem": "more than an event holds"}  # an outcome is not lost for what a model wrote
         run.record(events.finished(run.house.ids.event(), exchange.id, action, outcome))
-
-
-def _model_usage(exchange: Exchange, used: Usage) -> Usage:
-    outcome, call, route = exchange.outcome, exchange.call, exchange.target.route
-    assert call is not None
-    assert route is not None
-    outcome.model = call.model
-    if exchange.tap is None:
-        return used
-    usage = exchange.tap.finish()
-    outcome.input_tokens, outcome.output_tokens = usage.input_tokens, usage.output_tokens
-    outcome.model = usage.model or call.model
-    cost = pricing.cost_microusd(route.provider, call.model, usage)
-    outcome.cost_microusd = cost
-    outcome.usage = _shown(usage)
-    tokens = (usage.input_tokens or call.input_tokens_ceiling) + (usage.output_tokens or 0)
-    if cost is None:
-        cost = pricing.ceiling_microusd(route.provider, call.model, usage.input_tokens or call.input_tokens_ceiling, usage.output_tokens or 0)
-    return Usage(calls=1, tokens=tokens, microusd=cost, egress_bytes=used.egress_bytes)
-
-
-def _shown(usage: models.ModelUsage) -> dict[str, Any]:
-    shown = {
-        "stop_reason": usage.stop_reason,
-        "cached_input_tokens": usage.cached_input_tokens or None,
-        "reasoning_tokens": usage.reasoning_tokens or None,
-        "estimated": usage.estimated or None,
-        "complete": usage.complete,
-        "problem": usage.problem,
-        "tool_calls": [call.shown() for call in usage.tool_calls[:TOOL_CALLS_SHOWN_MAX]] or None,
-    }
-    return {name: value for name, value in shown.items() if value is not None}
 
 
 def failed(exchange: Exchange, error: BaseException) -> None:

@@ -43,7 +43,7 @@ agents:
     workspace: ./{agent}
     trees: {trees}
     sandbox: bubblewrap
-    models: {{provider: openai, allow: [{model_name}], budget: {{tokens: 500_000, usd: 20}}}}
+    models: {{provider: openai, allow: [{model_name}], budget: {{tokens: 50_000, usd: 1}}}}
     limits: {{wall: 5m, calls: 100, writes: 10}}  # cpu, memory and pids keep their defaults: one written here is refused where it cannot be enforced
     boundary:
       - {{allow: [read], http: {config_host}}}
