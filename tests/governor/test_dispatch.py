@@ -1,6 +1,7 @@
 """A run from request to nothing left, with every step failing once, twice, or for good until it is tried again."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bailiwick.governor.lifecycle import RunState
 from bailiwick.governor.live import Ending, Live
 from bailiwick.governor.repository import RunRow, Runs
 from bailiwick.kernel.channel import Done, Message
-from bailiwick.kernel.clock import SystemClock
+from bailiwick.kernel.clock import SystemClock, timestamp
 from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError, Conflict
 from bailiwick.kernel.ids import RunId
 from bailiwick.record.event import Event
@@ -27,6 +28,7 @@ from bailiwick.sandbox.messages import (
     DestroySandbox,
     Finding,
     FreezeRun,
+    HandOver,
     KillRun,
     RunStats,
     SandboxCreated,
@@ -123,6 +125,7 @@ def definition() -> RunDefinition:
 class Stage:
     def __init__(self, directory: Path) -> None:
         self.world = World()
+        self.recorded_leases: dict[str, str] = {}
         self.runs = Runs(directory / "state.db")
         near: Any = self.world
         self.dispatcher = Dispatcher(
@@ -132,6 +135,7 @@ class Stage:
                 workers={"gateway-0": near},
                 recorder=near,
                 usage=lambda run: Usage(calls=2),
+                leases=lambda run: dict(self.recorded_leases),
                 checkpoint=_nothing,
                 void_holds=_nothing,
             ),
@@ -329,3 +333,47 @@ async def test_a_restarted_broker_is_granted_the_same_leases_again(stage: Stage)
     stage.dispatcher.live["run-1"] = stage.live
     await stage.dispatcher.greet_broker()
     assert stage.world.asked(GrantLease)[len(first) :] == first
+
+
+async def test_a_broker_restarted_after_its_governor_is_granted_what_stands_in_the_record(stage: Stage) -> None:
+    """A governor that took the run up from another knows its leases from the record: the same id and expiry, or none at all."""
+    stage.live.state = RunState.RUNNING
+    await stage.dispatcher.greet_broker()
+    assert stage.world.asked(GrantLease) == []
+    stage.recorded_leases = {"lease-1": "2036-01-01T00:00:00.000000Z"}
+    await stage.dispatcher.greet_broker()
+    (granted,) = stage.world.asked(GrantLease)
+    assert isinstance(granted, GrantLease)
+    assert (granted.lease, granted.expires, granted.credential) == ("lease-1", "2036-01-01T00:00:00.000000Z", "c")
+
+
+@pytest.mark.parametrize("step", [GrantLease, HandOver], ids=lambda step: step.__name__)
+async def test_one_run_that_cannot_be_told_of_again_does_not_keep_the_others_from_it(stage: Stage, step: type[Message]) -> None:
+    """An expired lease, or a sandbox that is gone, is said in the log; the greeting goes on."""
+    stage.live.opened = True
+    stage.live.leases = {"lease-1": "2020-01-01T00:00:00.000000Z"}
+    stage.dispatcher.live["run-2"] = stage.live
+    stage.world.fail(step, CallerError("over"))
+    await stage.dispatcher.greet_broker()
+    await stage.dispatcher.greet_worker("gateway-0")
+    assert len(stage.world.asked(step)) == 2
+
+
+async def test_a_lease_is_extended_while_its_run_lives_and_not_before_half_its_time(stage: Stage) -> None:
+    """Under its own name, until a run that goes on for longer than its lease is over."""
+    stage.live.state = RunState.RUNNING
+    now = datetime.now(UTC)
+    stage.live.leases = {"lease-1": timestamp(now + timedelta(seconds=45))}
+    await stage.dispatcher.extend_leases()
+    assert stage.world.asked(GrantLease) == []
+    stage.live.leases = {"lease-1": timestamp(now + timedelta(seconds=20))}
+    await stage.dispatcher.extend_leases()
+    (granted,) = stage.world.asked(GrantLease)
+    assert isinstance(granted, GrantLease)
+    assert granted.lease == "lease-1"
+    assert datetime.fromisoformat(granted.expires) >= now + timedelta(seconds=60)
+    assert stage.live.leases == {"lease-1": granted.expires}
+    stage.live.leases = {"lease-1": timestamp(now)}
+    stage.live.finish(Ending("killed"))
+    await stage.dispatcher.extend_leases()
+    assert len(stage.world.asked(GrantLease)) == 1

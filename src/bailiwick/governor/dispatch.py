@@ -7,7 +7,7 @@ lease or a process that is still there is not an ended run.
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
@@ -15,6 +15,7 @@ import msgspec
 
 from bailiwick.broker.messages import GrantLease, RevokeLeases
 from bailiwick.critic.enforcement import CloseRun, Usage
+from bailiwick.governor.definition import LeaseTerms
 from bailiwick.governor.lifecycle import (
     CleanedUp,
     Dispatched,
@@ -56,6 +57,7 @@ from bailiwick.sandbox.messages import (
 )
 
 CREATE_SECONDS_MAX = 60.0  # a large workspace is copied
+_LEASES_SECONDS = 1.0
 _RETRY_SECONDS_FIRST = 0.05
 _RETRY_SECONDS_MAX = 2.0
 
@@ -69,6 +71,7 @@ class Neighbours:
     workers: Mapping[str, Link]
     recorder: RecordClient
     usage: Callable[[str], Usage]  # by the record
+    leases: Callable[[str], dict[str, str]]  # by the record: lease id and expiry, in the order they were granted
     checkpoint: Callable[[], Awaitable[None]]
     void_holds: Callable[[str], Awaitable[None]]  # of a run that is ending
 
@@ -139,18 +142,26 @@ class Dispatcher:
             if len(live.leases) <= index:
                 live.leases[new_lease_id()] = timestamp(self._clock.now() + timedelta(seconds=terms.ttl_seconds))
             lease, expires = list(live.leases.items())[index]
-            grant = GrantLease(
-                lease=lease,
-                run=live.run,
-                agent=live.agent,
-                worker=live.worker,
-                credential=terms.credential,
-                hosts=terms.hosts,
-                verbs=terms.verbs,
-                template=terms.template,
-                expires=expires,
-            )
-            await call(grant)
+            await call(_grant(live, terms, lease, expires))
+
+    async def keep_leases(self) -> None:
+        """For ever."""
+        while True:
+            await anyio.sleep(_LEASES_SECONDS)
+            try:
+                await self.extend_leases()
+            except BailiwickError as error:  # until one has expired there is time to try again; then the gateway refuses
+                print(f"a lease is not extended: {error}", flush=True)  # noqa: T201
+
+    async def extend_leases(self) -> None:
+        """A lease is short and lives as long as its run: past half its time it is granted on. What cannot be is tried again at the next call."""
+        now = self._clock.now()
+        for live in [live for live in self.live.values() if live.state in (RunState.RUNNING, RunState.PAUSED) and live.ending is None]:
+            for terms, (lease, expires) in zip(live.definition.leases, list(live.leases.items()), strict=False):
+                if datetime.fromisoformat(expires) - now < timedelta(seconds=terms.ttl_seconds / 2):
+                    later = timestamp(now + timedelta(seconds=terms.ttl_seconds))
+                    await self._near.broker.call(_grant(live, terms, lease, later))
+                    live.leases[lease] = later
 
     async def _open(self, live: Live) -> None:
         await self._near.workers[live.worker].call(live.open_run(live.used))
@@ -292,15 +303,44 @@ class Dispatcher:
     async def greet_worker(self, name: str) -> None:
         """A worker that was started anew is told its runs and handed their listeners."""
         for live in [live for live in self.live.values() if live.worker == name and live.opened and live.ending is None]:
-            await self._near.workers[name].call_now(live.open_run(self._near.usage(live.run)))
-            await self._near.launcher.call(HandOver(run=live.run, worker=name))
+            await self._near.workers[name].call_now(live.open_run(_most(self._near.usage(live.run), live.used)))
+            try:
+                await self._near.launcher.call(HandOver(run=live.run, worker=name))
+            except CallerError as error:  # it is being made and will be brought, or is gone and will be said to be: the other runs do not wait for that
+                print(f"listeners of {live.run} are not handed to {name}: {error}", flush=True)  # noqa: T201
 
     async def greet_broker(self) -> None:
-        """A broker that was started anew is told every live lease."""
-        for live in [live for live in self.live.values() if live.leases and live.ending is None]:
-            await self._lend(live, self._near.broker.call_now)
+        """A broker that was started anew is told every live lease. Those of a run that another governor began stand in the record."""
+        for live in [live for live in self.live.values() if live.definition.leases and live.ending is None]:
+            if not live.leases:
+                live.leases.update(self._near.leases(live.run))
+            if not live.leases:  # none was granted yet
+                continue
+            try:
+                await self._lend(live, self._near.broker.call_now)
+            except CallerError as error:  # it has expired, or its credential is gone: what it was for is refused from here on
+                print(f"leases of {live.run} are not granted again: {error}", flush=True)  # noqa: T201
 
     def _move(self, live: Live, event: LifecycleEvent) -> None:
         following = follow(live.state, event)
         self._runs.move(live.run, live.state, following)
         live.state = following
+
+
+def _grant(live: Live, terms: LeaseTerms, lease: str, expires: str) -> GrantLease:
+    return GrantLease(
+        lease=lease,
+        run=live.run,
+        agent=live.agent,
+        worker=live.worker,
+        credential=terms.credential,
+        hosts=terms.hosts,
+        verbs=terms.verbs,
+        template=terms.template,
+        expires=expires,
+    )
+
+
+def _most(recorded: Usage, reported: Usage) -> Usage:
+    """The record counts what was done; what it does not count was reported."""
+    return Usage(**{name: max(getattr(recorded, name), getattr(reported, name)) for name in Usage.__struct_fields__})

@@ -7,7 +7,7 @@ import anyio
 
 from bailiwick.kernel import limits
 from bailiwick.kernel.channel import Channel, Handler, Heartbeat, Message, Received, Reply, Service, connect
-from bailiwick.kernel.errors import BackendError, PeerError
+from bailiwick.kernel.errors import BackendError, BailiwickError, PeerError
 
 _BACKOFF_SECONDS_FIRST = 0.02
 _BACKOFF_SECONDS_MAX = 1.0
@@ -15,6 +15,11 @@ _BACKOFF_SECONDS_MAX = 1.0
 
 async def _nothing() -> None:
     return
+
+
+def _first(group: BaseExceptionGroup) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 @dataclass(slots=True)
@@ -69,8 +74,8 @@ class Link:
             try:
                 await self._keep(channel)
                 backoff = _BACKOFF_SECONDS_FIRST
-            except* PeerError as group:
-                print(f"link to {self.name}: {group.exceptions[0]}", flush=True)  # noqa: T201  standard output is this process's log
+            except* BailiwickError as group:  # what was to be said first could not be: it is said again on the next connection
+                print(f"link to {self.name}: {_first(group)}", flush=True)  # noqa: T201  standard output is this process's log
             finally:
                 self._channel = None
                 if self.up:

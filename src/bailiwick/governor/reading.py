@@ -68,6 +68,11 @@ class Reading:
         found = self._reader().usage(RunId(run))
         return Usage(calls=found.calls, writes=found.writes, tokens=found.tokens, microusd=found.microusd)
 
+    def leases(self, run: str) -> dict[str, str]:
+        """What the run was lent: lease id and expiry, in the order they were first granted."""
+        granted = self._reader().events(RunId(run), kinds=["lease.granted"])
+        return {str(each.event.body["lease"]): str(each.event.body["expires"]) for each in granted}
+
     def refusals(self, run: str) -> tuple[int, int]:
         """Actions held, and actions denied."""
         found = self._reader().usage(RunId(run))

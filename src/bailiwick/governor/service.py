@@ -71,6 +71,7 @@ class Governor:
             workers=workers,
             recorder=self._recorder,
             usage=self._reading.usage,
+            leases=self._reading.leases,
             checkpoint=lambda: self._reading.take_checkpoint(self._recording),
             void_holds=self._void_holds,
         )
@@ -96,6 +97,7 @@ class Governor:
                 tasks.start_soon(self._dispatch.keep, live)
             tasks.start_soon(self._announce)
             tasks.start_soon(self._tick)
+            tasks.start_soon(self._dispatch.keep_leases)
             await self.stopping.wait()
             await self._end_all()
             tasks.cancel_scope.cancel()
