@@ -253,11 +253,24 @@ async def test_an_expired_lease_is_dead_and_its_death_is_on_file(house: House) -
     """By the sweep, without anybody asking."""
     await house.ask(house.grant(), GOVERNOR)
     house.clock.ahead = 15 * 60 + 1
-    assert await house.use() == []
+    with pytest.raises(Conflict, match="expired"):
+        await house.use()
     await house.broker.sweep()
     await house.broker.sweep()
     assert house.record.kinds() == ["lease.granted", "lease.revoked"]
     assert house.record.events[-1].body == {"lease": "lease-1", "reason": "expired", "uses": 0}
+
+
+async def test_a_live_lease_is_extended_once_that_is_on_file(house: House) -> None:
+    """The same grant with a later expiry: recorded again, and alive past its first end; the same expiry again is no event."""
+    await house.ask(house.grant(), GOVERNOR)
+    house.clock.ahead = 10 * 60
+    later = house.grant(expires=timestamp(house.clock.now() + timedelta(minutes=15)))
+    await house.ask(later, GOVERNOR)
+    await house.ask(later, GOVERNOR)
+    assert house.record.kinds() == ["lease.granted", "lease.granted"]
+    house.clock.ahead = 20 * 60
+    assert len(await house.use()) == 1
 
 
 async def test_an_answer_is_kept_no_longer_than_the_lease_lives(house: House) -> None:

@@ -1,11 +1,12 @@
 """Leases: which run may have which credential's value, for which hosts and verbs, through which worker, until when. Pure state, no I/O, no clock.
 
-A lease is announced before its grant is on file, and lives only after: a revocation that arrives in between finds it. Dead leases are kept until they
-would have expired anyway, so that a late or repeated grant does not bring one back.
+A lease is announced before its grant is on file, and lives only after: a revocation that arrives in between finds it. While it lives it may be
+extended, under its own name and on the same terms. Revoked leases are kept until they would have expired anyway, so that a late or repeated grant does
+not bring one back; expired ones for a day more, so that a run is told that its lease expired and not that it never had one.
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from bailiwick.kernel.ids import LeaseId, RunId
 
 LEASES_MAX = 50_000  # dead ones included; at 15 minutes each, 55 new ones a second
 LEASES_PER_RUN_MAX = 64
+EXPIRED_REMEMBERED_SECONDS = 24 * 3600.0
 
 
 class LeaseState(StrEnum):
@@ -102,13 +104,13 @@ class LeaseBook:
         return len(self._leases)
 
     def announce(self, id: LeaseId, terms: Terms, now: Moment) -> Lease:
-        """The lease, not to be used before `grant`. The same terms again are the same lease; others under its name, or its name after its death, are a
-        Conflict. CallerError for terms that are over already, and when there are too many."""
+        """The lease, not to be used before `grant`. The same terms again, whatever their expiry, are the same lease (`extend` moves it); others under its
+        name, or its name after its death, are a Conflict. CallerError for terms that are over already, and when there are too many."""
         lease = self._leases.get(id)
         if lease is not None:
             self._expire([lease], now)
             lease.after(LeaseEvent.ANNOUNCE)
-            if lease.terms != terms:
+            if replace(terms, expires=lease.terms.expires) != lease.terms:
                 raise Conflict(f"lease {id} is granted on other terms; ask for a lease of its own")
             return lease
         seconds = (terms.expires - now.wall).total_seconds()
@@ -130,14 +132,25 @@ class LeaseBook:
         self._expire([lease], now)
         lease.after(LeaseEvent.GRANT)
 
+    def extend(self, lease: Lease, expires: datetime, now: Moment) -> None:
+        """It lives until then: its extension is on file. Conflict when it died meanwhile; an earlier expiry changes nothing."""
+        self._expire([lease], now)
+        lease.after(LeaseEvent.GRANT)
+        if expires > lease.terms.expires:
+            lease.terms = replace(lease.terms, expires=expires)
+            lease.ends = now.monotonic + (expires - now.wall).total_seconds()
+
     def use(self, run: RunId, *, workers: Collection[str], host: str, verb: Verb, now: Moment) -> tuple[Lease, ...]:
-        """The live leases of the run for exactly this host and verb, counted as used; none is a common answer. Forbidden when the run's leases are for a
-        worker that the caller is not (`workers` are the names its uid may act as)."""
+        """The live leases of the run for exactly this host and verb, counted as used; none is a common answer, but Conflict where there was one and it
+        expired. Forbidden when the run's leases are for a worker that the caller is not (`workers` are the names its uid may act as)."""
         leases = self.of(run)
         if any(lease.terms.worker not in workers for lease in leases):
             raise Forbidden(f"run {run} is not served by this worker")
         self._expire(leases, now)
-        found = [lease for lease in leases if lease.state is LeaseState.LIVE and host in lease.terms.hosts and verb in lease.terms.verbs]
+        meant = [lease for lease in leases if host in lease.terms.hosts and verb in lease.terms.verbs]
+        found = [lease for lease in meant if lease.state is LeaseState.LIVE]
+        if not found and (over := [lease for lease in meant if lease.state is LeaseState.EXPIRED]):
+            raise Conflict(f"lease {over[-1].id} of {over[-1].terms.credential} for {host} expired; the governor extends it while the run lives")
         for lease in found:
             lease.after(LeaseEvent.USE)
             lease.uses += 1
@@ -154,9 +167,10 @@ class LeaseBook:
         return tuple(self._by_run.get(run, {}).values())
 
     def sweep(self, now: Moment) -> tuple[Lease, ...]:
-        """Those that expired since the last sweep. Forgets the dead whose name cannot come back: their expiry is past by both clocks."""
+        """Those that expired since the last sweep. Forgets the revoked whose name cannot come back, their expiry being past by both clocks, and what
+        expired a day ago."""
         self._expire(self._leases.values(), now)
-        for lease in [lease for lease in self._leases.values() if lease.ends <= now.monotonic and lease.terms.expires <= now.wall]:
+        for lease in [lease for lease in self._leases.values() if _forgotten(lease, now)]:
             del self._leases[lease.id]
             siblings = self._by_run[lease.terms.run]
             del siblings[lease.id]
@@ -171,6 +185,12 @@ class LeaseBook:
             if over and lease.state in (LeaseState.ANNOUNCED, LeaseState.LIVE):
                 lease.after(LeaseEvent.EXPIRE)
                 self._expired.append(lease)
+
+
+def _forgotten(lease: Lease, now: Moment) -> bool:
+    if lease.state is LeaseState.EXPIRED:
+        return lease.ends + EXPIRED_REMEMBERED_SECONDS <= now.monotonic
+    return lease.ends <= now.monotonic and lease.terms.expires <= now.wall
 
 
 def _refuse_second_for_a_field(id: LeaseId, terms: Terms, others: Iterable[Lease]) -> None:

@@ -7,7 +7,7 @@ from bailiwick.kernel.channel import Message, Service
 
 class GrantLease(Message, frozen=True):
     """From the governor. `template` is a `broker.template`, as in `Authorization: Bearer {value}`. `expires` is RFC 3339. Granting a live lease again is
-    the same grant (a restarted broker is told them all again)."""
+    the same grant (a restarted broker is told them all again); with a later `expires` it is extended."""
 
     lease: str
     run: str

@@ -113,12 +113,18 @@ class Broker:
             raise NotFound(f"credential {asked.credential!r} is not in the configuration; known: {', '.join(sorted(self._sources)) or 'none'}")
         lease = self._book.announce(LeaseId(asked.lease), terms, self._moment())
         if lease.state is LeaseState.LIVE:
+            if terms.expires > lease.terms.expires:
+                await self._record_grant(lease, terms)
+                self._book.extend(lease, terms.expires, self._moment())
             return
         terms.template.fill(await source.fetch(), credential=terms.credential)  # better no run than one whose first action fails
+        await self._record_grant(lease, terms)
+        self._book.grant(lease, self._moment())
+
+    async def _record_grant(self, lease: Lease, terms: Terms) -> None:
         body = {"lease": lease.id, "worker": terms.worker, "hosts": sorted(terms.hosts), "verbs": sorted(terms.verbs), "field": terms.template.field}
         event = self._event("lease.granted", lease, body={**body, "expires": timestamp(terms.expires)})
         await self._record.append_durably(event, seconds_max=RECORD_SECONDS_MAX)
-        self._book.grant(lease, self._moment())
 
     async def _revoke(self, asked: RevokeLeases) -> LeasesRevoked:
         """The leases are dead before anything is awaited; a failure says only that their death is not on file yet, and is to be tried again."""
