@@ -276,6 +276,62 @@ async def test_a_lease_is_injected_last_and_scrubbed_from_the_answer(tmp_path: P
         assert all("s3cr3t" not in str(event) for event in place.recorder.events)
 
 
+@pytest.mark.parametrize("pinned", [None, False])
+async def test_a_credential_is_never_sent_in_the_clear(tmp_path: Path, pinned: bool | None) -> None:
+    """Without TLS nothing of a request for a leased host is sent, and the broker is not asked; a pin that says `tls: false` of that host is a person's word."""
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        upstream = await place.pin("config.internal")
+        pin = place.hosts["config.internal"]
+        place.hosts["config.internal"] = type(pin)(address=pin.address, port=pin.port, tls=pinned)
+        place.leased = ["config.internal"]
+        place.broker.lent["config.internal"] = lent()
+        place.reopen()
+        proxy = await place.dial("198.18.0.1", 3128)
+        answer = await proxy.ask(b"GET http://config.internal:80/ HTTP/1.1\r\nHost: config.internal:80\r\n\r\n")
+        if pinned is False:
+            assert answer.status == 200
+            return
+        problem = json.loads(answer.body)
+        assert (answer.status, problem["rule"]) == (403, "bailiwick.credential/in-clear")
+        assert "lent for config.internal, and http would" in problem["reason"]
+        assert (upstream.connections, place.broker.asked) == (0, [])
+        assert place.recorder.of("attempt.refused")[0].body["what"] == "credential-in-clear"
+
+
+async def test_a_pin_that_changes_while_an_action_waits_does_not_uncover_its_credential(tmp_path: Path) -> None:
+    """What was to go in the clear by an earlier pin is refused under a later one."""
+    async with neighbourhood(tmp_path, HELD) as place:
+        upstream = await place.pin("config.internal")
+        place.leased = ["config.internal"]
+        place.broker.lent["config.internal"] = lent()
+        place.reopen()
+        wire = await place.dial("config.internal", 80)
+        wire.send(PUT)
+        await place.until(lambda: place.run.parked == 1)
+        pin = place.hosts["config.internal"]
+        place.hosts["config.internal"] = type(pin)(address=pin.address, port=pin.port, tls=True)
+        place.reopen()
+        (hold,) = place.governor.states
+        place.governor.states[hold] = "granted"
+        place.desk.settle(HoldSettled(hold=hold, state="granted", reason=""))
+        assert json.loads((await wire.answer()).body)["rule"] == "bailiwick.credential/in-clear"
+        assert (upstream.connections, place.broker.asked) == (0, [])
+
+
+async def test_a_leased_host_is_asked_for_whole_answers(tmp_path: Path) -> None:
+    """A secret that comes in parts of two ranges would be in none of them: no range is asked for where a credential is injected."""
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        upstream = await place.pin("config.internal")
+        wire = await place.dial("config.internal", 80)
+        raw = GET.replace(b"\r\n\r\n", b"\r\nRange: bytes=0-5\r\nIf-Range: x\r\n\r\n")
+        await wire.ask(raw)
+        place.leased = ["config.internal"]
+        place.broker.lent["config.internal"] = lent()
+        place.reopen()
+        await wire.ask(raw)
+        assert [request.count(b"range: ") for request in upstream.requests] == [2, 0]
+
+
 async def test_a_dead_broker_denies_for_leased_hosts_and_is_named(tmp_path: Path) -> None:
     """Without its credential a request is not sent as somebody else's."""
     async with neighbourhood(tmp_path, CONFIG) as place:

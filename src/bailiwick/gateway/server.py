@@ -14,11 +14,13 @@ from bailiwick.gateway import actions, events, holds, metering, models
 from bailiwick.gateway.exchange import AgentGone, Exchange
 from bailiwick.gateway.layers.http1 import end_to_end, request_bytes
 from bailiwick.gateway.leases import Lent
-from bailiwick.gateway.runs import Refused, dead
+from bailiwick.gateway.runs import Refused, Run, dead
+from bailiwick.gateway.target import Target
 from bailiwick.gateway.upstream import UpstreamConnection, UpstreamFailed
 from bailiwick.kernel.canonical import text
 from bailiwick.kernel.errors import BailiwickError, CallerError
 
+_UNSCRUBBABLE = frozenset({b"accept-encoding", b"range", b"if-range"})  # a secret in a compressed answer, or given out in parts, is not recognised
 _AFTER = {"connect-timeout": 504, "answer-timeout": 504}
 
 
@@ -62,6 +64,8 @@ async def walk(exchange: Exchange, desk: holds.HoldDesk) -> None:
 async def understood(exchange: Exchange) -> Action:
     """The request as an action. A model call's body is read whole: which model is called stands in it. Raises Refused for what can be read two ways."""
     run, target, head = exchange.run, exchange.target, exchange.head
+    if target.name in run.leased:
+        require_sealed(run, target)
     sent = None if head.form == "asterisk" else target.path  # what is decided is what is forwarded, which behind a base URL is not what came
     try:
         action = actions.normalise(head, scheme=target.scheme, host=target.name, port=target.port, run=run.id, agent=run.agent, target=sent)
@@ -156,6 +160,7 @@ async def borrowed(exchange: Exchange, action: Action) -> Lent | None:
     run, target = exchange.run, exchange.target
     if target.name not in run.leased:
         return None
+    require_sealed(run, target)  # once more: a pin may be another one since
     verb = action.verb.value
     now = run.house.loop.time()
     lent = run.leases.get(target.name, verb, now)
@@ -170,6 +175,19 @@ async def borrowed(exchange: Exchange, action: Action) -> Lent | None:
         if exchange.gone is not None:
             raise exchange.gone
     return lent
+
+
+def require_sealed(run: Run, target: Target) -> None:
+    """A credential leaves over TLS, or in the clear where the configuration says so of that very host. Raises Refused."""
+    pin = run.order.hosts.get(target.name)
+    if target.destination.tls or (pin is not None and pin.tls is False):
+        return
+    where = f"{target.scheme}://{target.name}:{target.port}"
+    reason = (
+        f"a credential is lent for {target.name}, and {target.scheme} would carry it in the clear; use https, or let the operator pin the host, `tls: false`"
+    )
+    run.refuse_attempt("credential-in-clear", where, reason)
+    raise Refused("denied", 403, reason, rules=("bailiwick.credential/in-clear",))
 
 
 async def forwarded(exchange: Exchange, action: Action, lent: Lent | None) -> None:
@@ -205,7 +223,7 @@ def outgoing(exchange: Exchange, lent: Lent | None) -> bytes:
     head, target = exchange.head, exchange.target
     fields = [field for field in end_to_end(head.fields) if field[0] != b"host"]
     if lent is not None or exchange.call is not None:
-        fields = [field for field in fields if field[0] != b"accept-encoding"]
+        fields = [field for field in fields if field[0] not in _UNSCRUBBABLE]
         fields.append((b"accept-encoding", b"identity"))
     if lent is not None:
         fields = list(strip_and_inject(fields, lent.uses))
