@@ -243,7 +243,7 @@ def test_it_is_so_for_an_ordinary_user() -> None:
         done = subprocess.run(
             [python, "-m", "pytest", "-q", "-p", "no:hypothesispytest", f"{ROOT}/tests/e2e/test_clients.py"],
             cwd=ROOT,
-            env={"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": f"{ROOT}/src"},
             user=ordinary.UID,
             group=ordinary.UID,
             extra_groups=[],
