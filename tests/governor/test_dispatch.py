@@ -283,6 +283,22 @@ async def test_a_kill_closes_the_gateway_and_is_on_file_first(stage: Stage) -> N
     assert stage.world.events("run.killed")[0].body["operator"] == "bo"
 
 
+async def test_a_run_is_killed_though_the_record_is_down(stage: Stage) -> None:
+    """A full disk must not keep an agent alive: the order is carried out, and is on file before the run counts as ended."""
+    stage.world.fail("run.killed", BackendError("down"), BackendError("still down"))
+
+    async def kill() -> None:
+        while stage.live.state is not RunState.RUNNING:
+            await anyio.sleep(0)
+        await stage.dispatcher.kill(stage.live, Ending("killed", "enough"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kill)
+        row = await stage.play()
+    assert row.cause == "killed"
+    assert stage.world.position(KillRun) < stage.world.position("run.killed") < stage.world.position("run.ended")
+
+
 async def test_pause_and_resume_are_read_back_and_recorded(stage: Stage) -> None:
     """Paused is said after the launcher froze it; a paused run is not paused again."""
     stage.live.state = RunState.RUNNING

@@ -1,5 +1,6 @@
 """What one run is held to, frozen when it is dispatched: a configuration that changes later changes the next run, never this one."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def _ad_hoc(request: RunRequest) -> Agent:
 
 def _define(run: RunId, name: str, agent: Agent, runtime: Runtime, request: RunRequest, installation: Installation) -> RunDefinition:
     boundary = compiled(name, agent, installation)
-    workspace = str((installation.directory / agent.workspace).resolve()) if agent.workspace is not None else None
+    # Links are not followed here: the launcher judges who made them as it opens what they lead to.
+    workspace = os.path.abspath(installation.directory / agent.workspace) if agent.workspace is not None else None
     routes = [_route(rules) for rules in agent.models]
     environment = _environment(run, request.task, agent, runtime.trees)
     return RunDefinition(

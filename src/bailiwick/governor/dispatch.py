@@ -197,6 +197,8 @@ class Dispatcher:
         await self._near.void_holds(live.run)
         await self._collect(live)
         await self._until_done(live, "launcher", lambda: self._near.launcher.call(DestroySandbox(run=live.run)))
+        if (order := live.unrecorded) is not None:
+            await self._until_done(live, "recorder", lambda: self.record(live, "run.killed", **order))
         used = await self._totals(live)
         await self._until_done(
             live,
@@ -257,9 +259,16 @@ class Dispatcher:
     # What is ordered or heard while a run lives.
 
     async def kill(self, live: Live, ending: Ending, **who: Any) -> None:
+        """The order is on file first where the record takes it; where it does not, the run is ended all the same and the order recorded before its end:
+        a record that is down must not keep an agent alive."""
         if live.state in (RunState.ENDING, RunState.ENDED):
             raise Conflict(f"run {live.run} is {live.state} already")
-        await self.record(live, "run.killed", cause=ending.cause, detail=ending.detail, **who)
+        order = {"cause": ending.cause, "detail": ending.detail, **who}
+        try:
+            await self.record(live, "run.killed", **order)
+        except BailiwickError as error:
+            print(f"the end of {live.run} is ordered before it is recorded: {error}", flush=True)  # noqa: T201
+            live.unrecorded = order
         if live.state not in (RunState.ENDING, RunState.ENDED):  # it may have ended while that was written
             self._move(live, KillOrdered())
             live.finish(ending)

@@ -32,7 +32,6 @@ class Link:
     handler: Handler | None = None
     heartbeats: bool = False
     greet: Callable[[], Awaitable[None]] = _nothing
-    fell: Callable[[], Awaitable[None]] = _nothing
     _channel: Channel | None = None
     _up: anyio.Event = field(default_factory=anyio.Event)
     _beats: int = 0
@@ -80,7 +79,6 @@ class Link:
                 self._channel = None
                 if self.up:
                     self._up = anyio.Event()
-                    await self.fell()
             await anyio.sleep(backoff)
             backoff = min(backoff * 2, _BACKOFF_SECONDS_MAX)
 

@@ -1,9 +1,12 @@
 """A run that is not over, as the governor holds it in memory: its row's state, what is measured, and what its keeper waits for."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import anyio
 
+from bailiwick.critic.boundary import CompiledBoundary
 from bailiwick.critic.enforcement import OpenRun, Usage
 from bailiwick.governor.definition import RunDefinition
 from bailiwick.governor.lifecycle import RunState
@@ -20,7 +23,7 @@ class Ending:
     status: int | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Live:
     run: RunId
     agent: str
@@ -37,6 +40,12 @@ class Live:
     ending: Ending | None = None
     finished: anyio.Event = field(default_factory=anyio.Event)  # `ending` is set
     exited: AgentExited | None = None
+    parked_seconds: float = 0.0  # for how long in all the wall clock stood still for sign-off
+    unrecorded: dict[str, Any] | None = None  # an order to end the run that the record did not take yet
+
+    @cached_property
+    def boundary(self) -> CompiledBoundary:
+        return CompiledBoundary.from_json(self.definition.boundary)
 
     def finish(self, ending: Ending) -> None:
         """The first cause stands."""

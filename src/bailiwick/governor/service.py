@@ -11,7 +11,7 @@ import msgspec
 import bailiwick
 from bailiwick.broker.messages import BROKER
 from bailiwick.critic.boundary import render_policy
-from bailiwick.critic.enforcement import ENFORCEMENT, OpenHold, RedeemHold, ReportUsage, Usage
+from bailiwick.critic.enforcement import ENFORCEMENT, OpenHold, RedeemHold, ReportUsage
 from bailiwick.governor.definition import AD_HOC, Installation, compiled, define
 from bailiwick.governor.dispatch import Dispatcher, Neighbours
 from bailiwick.governor.lifecycle import RunState
@@ -20,8 +20,10 @@ from bailiwick.governor.live import Ending, Live
 from bailiwick.governor.processes import read_processes
 from bailiwick.governor.reading import Reading
 from bailiwick.governor.repository import RunRow, Runs
+from bailiwick.governor.showing import view_of
 from bailiwick.governor.signoffs import Signoffs
 from bailiwick.governor.views import ChangesView, HoldView, Operator, ProcessView, RecordedEvent, RunRequest, RunView, StatusView
+from bailiwick.kernel import confine, limits
 from bailiwick.kernel.accounts import Accounts
 from bailiwick.kernel.channel import Channel, Received, Reply
 from bailiwick.kernel.clock import Clock, timestamp
@@ -57,7 +59,7 @@ class Governor:
                 account.name,
                 layout.socket(account.name),
                 ENFORCEMENT,
-                self._from_worker,
+                functools.partial(self._from_worker, account.name),
                 heartbeats=True,
                 greet=functools.partial(self._greet_worker, account.name),
             )
@@ -125,7 +127,15 @@ class Governor:
         self._dispatch.live[row.run] = live
 
     async def _announce(self) -> None:
-        await self._record("installation.started", version=bailiwick.__version__, configuration=self._configuration)
+        """Until the record takes it: what this installation is and can promise."""
+        body = {
+            "version": bailiwick.__version__,
+            "configuration": self._configuration,
+            "separate_accounts": self._separate,
+            "landlock": confine.landlock_version(),
+        }
+        while not await self._try_to_record("installation.started", **body):  # noqa: ASYNC110  it waits for another process
+            await anyio.sleep(_TICK_SECONDS_IDLE)
 
     async def _record(self, kind: str, **body: object) -> None:
         await self._recorder.append_durably(Event(id=self._ids.event(), kind=kind, time=timestamp(self._clock.now()), body=body))
@@ -136,13 +146,16 @@ class Governor:
         while True:
             await anyio.sleep(_TICK_SECONDS if self._dispatch.live else _TICK_SECONDS_IDLE)
             now = self._clock.monotonic()
-            for live in list(self._dispatch.live.values()):
-                await self._count(live, now - before)
             if self._dispatch.live:
                 self.idle_since = now
+            try:
+                for live in list(self._dispatch.live.values()):
+                    await self._count(live, now - before)
+                await self._signoffs.expire()
+                await self._watch_processes()
+            except BailiwickError as error:  # a full disk, a process that is down: the next tick tries again
+                print(f"tick: {error}", flush=True)  # noqa: T201
             before = now
-            await self._signoffs.expire()
-            await self._watch_processes()
 
     async def _watch_processes(self) -> None:
         try:
@@ -157,23 +170,26 @@ class Governor:
                 await self._try_to_record("process.ended", process=process.name, detail=process.detail, restarts=process.restarts)
 
     async def _count(self, live: Live, seconds: float) -> None:
-        if live.state is not RunState.RUNNING or live.parked:
+        """The wall clock, which stands still while an action waits for sign-off, though not for ever: an agent must not live on by asking."""
+        if live.state is not RunState.RUNNING:
+            return
+        if live.parked and live.parked_seconds < limits.RUN_PARKED_SECONDS_MAX:
+            live.parked_seconds += seconds
             return
         whole = int(live.elapsed_seconds)
         live.elapsed_seconds += seconds
         if int(live.elapsed_seconds) > whole:
             self._runs.note_elapsed(live.run, live.elapsed_seconds)
         if live.elapsed_seconds > live.definition.wall_seconds:
-            try:
-                await self._dispatch.kill(live, Ending("wall", f"ran for {live.definition.wall_seconds:g} s, its limit"))
-            except BailiwickError as error:  # the recorder is down: the next tick tries again; the gateway refuses meanwhile
-                print(f"wall limit of {live.run}: {error}", flush=True)  # noqa: T201
+            await self._dispatch.kill(live, Ending("wall", f"ran for {live.definition.wall_seconds:g} s, its limit"))
 
-    async def _try_to_record(self, kind: str, **body: object) -> None:
+    async def _try_to_record(self, kind: str, **body: object) -> bool:
         try:
             await self._record(kind, **body)
+            return True
         except BailiwickError as error:
             print(f"{kind} is not recorded: {error}", flush=True)  # noqa: T201
+            return False
 
     async def _end_all(self) -> None:
         for live in list(self._dispatch.live.values()):
@@ -214,19 +230,27 @@ class Governor:
             return None
         raise CallerError(f"launcher sent {type(received.message).__name__}; only AgentExited is expected")
 
-    async def _from_worker(self, _channel: Channel, received: Received) -> Reply | None:
+    async def _from_worker(self, name: str, _channel: Channel, received: Received) -> Reply | None:
+        """A worker speaks for the runs it serves and for no others."""
         match received.message:
             case ReportUsage(run=run, used=used, parked=parked):
-                if live := self._dispatch.live.get(run):
+                if (live := self._dispatch.live.get(run)) and live.worker == name:
                     live.used, live.parked = used, parked
                 return None
             case OpenHold() as asked:
+                self._served(asked.run, name)
                 return Reply(await self._signoffs.open(asked))
             case RedeemHold() as asked:
+                self._served(asked.run, name)
                 await self._signoffs.redeem(asked)
                 return None
             case other:
                 raise CallerError(f"a gateway worker sent {type(other).__name__}; OpenHold, RedeemHold and ReportUsage are expected")
+
+    def _served(self, run: str, worker: str) -> None:
+        live = self._dispatch.live.get(run)
+        if live is None or live.worker != worker:
+            raise Forbidden(f"run {run} is not served by {worker}")
 
     # What operators ask.
 
@@ -253,6 +277,10 @@ class Governor:
         if request.agent is None and self._separate and "admin" not in operator.roles:
             # The launcher reads workspace and trees with root's rights, which are not the operator's.
             raise Forbidden("a command of one's own needs the role admin where the installation runs as root; run an agent of the configuration")
+        declared = self._installation.agents.get(request.agent) if request.agent is not None else None
+        if declared is not None and request.observe and not declared.observe and "admin" not in operator.roles:
+            # Observing forwards what the boundary would hold or deny: that is for who may change the boundary, not for who may start a run.
+            raise Forbidden(f"observing {request.agent} needs the role admin; or set `observe: true` on it in the configuration")
         run = new_run_id()
         definition = define(run, request, self._installation)
         row = RunRow(
@@ -357,35 +385,13 @@ class Governor:
             raise Conflict(f"run {run} has ended; `bailiwick trace {run}` shows how")
         return live
 
-    def _identity(self, row: RunRow) -> str:
-        return f"spiffe://{self._installation.trust_domain}/agent/{row.agent}/run/{row.run}"
-
     def _view(self, row: RunRow, *, counted: bool = False) -> RunView:
         live = self._dispatch.live.get(row.run)
-        used = row.usage or (live.used if live else Usage())
-        held, denied = self._reading.refusals(row.run) if counted else (0, 0)
-        return RunView(
-            run=row.run,
-            agent=row.agent,
-            task=row.task,
-            state=row.state.value,
-            operator=row.operator,
-            observe=row.observe,
-            requested=row.requested,
-            started=row.started,
-            ended=row.ended,
-            cause=row.cause,
-            detail=row.detail,
-            status=row.status,
-            worker=row.worker,
-            spiffe_id=self._identity(row),
-            calls=used.calls,
-            writes=used.writes,
-            tokens=used.tokens,
-            microusd=used.microusd,
-            held=held,
-            denied=denied,
-        )
+        refusals = self._reading.refusals(row.run) if counted else (0, 0)
+        return view_of(row, live, identity=self._identity(row), refusals=refusals)
+
+    def _identity(self, row: RunRow) -> str:
+        return f"spiffe://{self._installation.trust_domain}/agent/{row.agent}/run/{row.run}"
 
     def _processes(self) -> list[ProcessView]:
         up = {link.name: link.up for link in self._links} | {"governor": True}

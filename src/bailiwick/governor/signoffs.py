@@ -15,8 +15,9 @@ from bailiwick.critic.signoff import ApprovingGroup, HeldAction, HoldEvent, Hold
 from bailiwick.governor.links import Link
 from bailiwick.governor.live import Live
 from bailiwick.governor.views import HoldView, Operator
+from bailiwick.kernel.canonical import digest
 from bailiwick.kernel.clock import Clock, timestamp
-from bailiwick.kernel.errors import BailiwickError, CallerError, Conflict
+from bailiwick.kernel.errors import BailiwickError, CallerError, Conflict, Forbidden
 from bailiwick.kernel.ids import ActionId, HoldId, RunId, SequenceOfIds, new_hold_id
 from bailiwick.record.client import RecordClient
 from bailiwick.record.event import Event
@@ -52,6 +53,7 @@ class Signoffs:
         live = self._live.get(asked.run)
         if live is None or live.ending is not None:
             raise Conflict(f"run {asked.run} is over; nothing of it is held")
+        _check(asked, live)
         now = self._clock.now()
         held, is_new, ended = self._holds.open(
             HeldAction(
@@ -177,6 +179,24 @@ class Signoffs:
                 body={"hold": held.hold, **body},
             )
         )
+
+
+def _check(asked: OpenHold, live: Live) -> None:
+    """A worker says what is held, not who may release it: approvers, quorum and the rest are the boundary's, and the digest is that of what is shown.
+    Forbidden for a hold that is any weaker."""
+    terms = [live.boundary.holds[rule] for rule in asked.rules if rule in live.boundary.holds]
+    if not terms or asked.policy != live.definition.policy:
+        raise Forbidden(f"action {asked.action} is held by {', '.join(asked.rules) or 'no rule'}, which is no hold of the boundary of {live.agent}")
+    weaker = (
+        set(asked.approvers) != {group for each in terms for group in each.approvers}
+        or asked.quorum < max(each.quorum for each in terms)
+        or asked.expires_seconds > min(each.expires_seconds for each in terms)
+        or (any(each.four_eyes for each in terms) and not asked.four_eyes)
+    )
+    if weaker:
+        raise Forbidden(f"action {asked.action} is held with other approvers, quorum, expiry or four eyes than {', '.join(asked.rules)} asks for")
+    if digest(asked.shown) != asked.digest:
+        raise Forbidden(f"action {asked.action} is held under a digest that is not the one of what is shown")
 
 
 def _view(held: HeldAction) -> HoldView:

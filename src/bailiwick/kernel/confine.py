@@ -64,9 +64,14 @@ def settle() -> None:
     gc.freeze()
 
 
+def landlock_version() -> int:
+    """The kernel's Landlock ABI; 0 where it has none."""
+    return max(0, int(_libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)))
+
+
 def restrict_files(*, read: Sequence[Path] = (), write: Sequence[Path] = ()) -> bool:
     """From here on, by Landlock, this process opens nothing outside these trees. False when the kernel has no Landlock (before 5.13)."""
-    version = _libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
+    version = landlock_version()
     if version < 1:
         return False
     handled = _FS_ALL_V1

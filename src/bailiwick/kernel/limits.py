@@ -42,5 +42,7 @@ RUN_OPEN_FILES = 1_024
 HOLD_WAIT_SECONDS = 10 * 60
 HOLD_EXPIRES_SECONDS = 2 * 60 * 60
 
+RUN_PARKED_SECONDS_MAX = 24 * 60 * 60  # in all: so long a run's wall clock may stand still for sign-off
+
 # Cleaning up is shielded and bounded.
 STOP_SECONDS_MAX = 10.0
