@@ -200,11 +200,14 @@ def _told(stage: _Stage, run: str, approved: bool, journals: Journals) -> _Told:
 def _summary(stage: _Stage, run: str) -> str:
     """The file the agent left in its workspace, as it came back."""
     archive = io.BytesIO()
-    stage.api.download(f"/v1/runs/{run}/changes.tar", archive)
-    archive.seek(0)
-    with tarfile.open(fileobj=archive) as tar:
-        file = tar.extractfile("summary.json")
-        return file.read().decode() if file is not None else ""
+    try:
+        stage.api.download(f"/v1/runs/{run}/changes.tar", archive)
+        archive.seek(0)
+        with tarfile.open(fileobj=archive) as tar:
+            file = tar.extractfile("summary.json")
+            return file.read().decode() if file is not None else ""
+    except (BailiwickError, KeyError):  # it left none: the claims say what that means
+        return ""
 
 
 def _verify(stage: _Stage, export: Path, key: str, quiet: bool) -> tuple[str | None, int, int | None]:
@@ -216,7 +219,11 @@ def _verify(stage: _Stage, export: Path, key: str, quiet: bool) -> tuple[str | N
     except Tampered as tampered:
         wrong = str(tampered)
     copy = stage.setting.directory / "altered.bailiwick"
-    altered = alter(export, copy)
+    try:
+        altered = alter(export, copy)
+    except ValueError as error:
+        _say(f"  {error}", quiet)
+        return wrong, 0, None
     try:
         verify_export(copy, key)
     except Tampered as tampered:
