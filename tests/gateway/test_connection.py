@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.fakes.neighbourhood import Neighbourhood, Upstream, neighbourhood
 
+from bailiwick.gateway import runs
 from bailiwick.gateway.runs import REFUSALS_BURST
 from bailiwick.kernel import limits
 
@@ -36,8 +37,9 @@ async def test_pipelined_requests_are_answered_one_by_one_in_order(tmp_path: Pat
         assert upstream.connections == 1
 
 
-async def test_ten_thousand_pipelined_refusals_end(tmp_path: Path) -> None:
+async def test_ten_thousand_pipelined_refusals_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much is pipelined, nothing recurses; an agent that does not read its answers is not read either."""
+    monkeypatch.setattr(runs, "DENIALS_BURST", 10_000)
     async with neighbourhood(tmp_path) as place:
         wire = await place.dial("stranger.example", 80)
         wire.send(b"GET / HTTP/1.1\r\nHost: stranger.example\r\n\r\n" * 10_000)

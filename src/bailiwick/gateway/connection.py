@@ -48,7 +48,8 @@ class AgentConnection(asyncio.Protocol):
         self._working = False
         self._paused = False
         self._closing = False
-        self.full = False  # the agent reads slower than it is answered
+        self._full = False  # the agent reads slower than it is answered
+        self._stopped = False  # nobody governs what is under way
         self._deadline = run.house.loop.time() + limits.HEAD_SECONDS_MAX
 
     # -- asyncio.Protocol
@@ -58,10 +59,9 @@ class AgentConnection(asyncio.Protocol):
         run = self._run
         address, port = self._dialled(transport)
         self._door = door(run, address, port)
-        if run.closed is not None or len(run.connections) >= limits.CONNECTIONS_PER_RUN_MAX:
-            why = (
-                "the run is closed" if run.closed else f"the run has {len(run.connections)} connections open; must be at most {limits.CONNECTIONS_PER_RUN_MAX}"
-            )
+        held = len(run.connections) + run.denials.waiting  # an agent that left its refusal unheard has left no room
+        if run.closed is not None or held >= limits.CONNECTIONS_PER_RUN_MAX:
+            why = "the run is closed" if run.closed else f"the run has {held} connections open or refused; must be at most {limits.CONNECTIONS_PER_RUN_MAX}"
             run.refuse_attempt("connection", f"{self._door.name}:{port}", why)
             self._closing = True
             transport.abort()
@@ -89,18 +89,26 @@ class AgentConnection(asyncio.Protocol):
             self._exchange.agent_gone("agent-gone")
 
     def pause_writing(self) -> None:
-        self.full = True
+        self._full = True
         if self._exchange is not None:
             self._exchange.agent_full()
 
     def resume_writing(self) -> None:
-        self.full = False
+        self._full = False
+        if not self._stopped:
+            self._flow()
+
+    def _flow(self) -> None:
         if self._exchange is not None:
             self._exchange.agent_drained()
         elif not self._working:
             self._work(self._next())
 
     # -- what an exchange asks for
+
+    @property
+    def full(self) -> bool:
+        return self._full or self._stopped
 
     @property
     def speaks_chunked(self) -> bool:
@@ -122,15 +130,18 @@ class AgentConnection(asyncio.Protocol):
     def pause_reading(self) -> None:
         if not self._paused and self._transport is not None and not self._closing:
             self._paused = True
-            self._transport.pause_reading()
+            if not self._stopped:
+                self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         if self._paused and self._transport is not None and not self._closing:
             self._paused = False
-            self._transport.resume_reading()
+            if not self._stopped:
+                self._transport.resume_reading()
 
     def exchange_over(self, keep: bool) -> None:
         self._exchange = None
+        self.govern(True)  # whatever comes next is decided anew
         self._deadline = self._run.house.loop.time() + limits.IDLE_SECONDS_MAX
         if not keep:
             self.close()
@@ -165,6 +176,24 @@ class AgentConnection(asyncio.Protocol):
             if not self._reader.idle or (self._pump is not None and not self._pump.ready):
                 self._run.refuse_attempt("head-timeout", self._where(), f"no whole request within {limits.HEAD_SECONDS_MAX:g} s")
             self.cut("idle")
+
+    def govern(self, governed: bool) -> None:
+        """An exchange under way stands still while nobody governs: not a byte more of it either way. It is not cut, so that a governor that comes back in
+        time leaves no effect unknown; one that has not begun is refused by `Run.check_alive`."""
+        stopped = not governed and self._exchange is not None and self._exchange.under_way
+        if stopped == self._stopped or self._transport is None or self._closing:
+            return
+        self._stopped = stopped
+        if stopped:
+            if not self._paused:
+                self._transport.pause_reading()
+            if self._exchange is not None:
+                self._exchange.agent_full()
+            return
+        if not self._paused:
+            self._transport.resume_reading()
+        if not self._full and self._exchange is not None:
+            self._exchange.agent_drained()
 
     def _leave(self, reason: str) -> None:
         exchange, self._exchange = self._exchange, None

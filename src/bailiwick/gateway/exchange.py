@@ -43,8 +43,8 @@ class AgentGone(Exception):
 class AgentSide(Protocol):
     """The connection that an exchange belongs to."""
 
-    full: bool
-
+    @property
+    def full(self) -> bool: ...
     @property
     def speaks_chunked(self) -> bool: ...
     def write(self, data: bytes) -> None: ...
@@ -314,6 +314,11 @@ class Exchange:
     def answer_begun(self) -> bool:
         """Whether a byte of an answer has gone to the agent."""
         return self.answer_done or self._answer_begun
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it has an upstream that is sent something, or sends."""
+        return self._upstream is not None
 
     def agent_full(self) -> None:
         if self._upstream is not None:

@@ -1,5 +1,6 @@
 """A run as its gateway worker holds it: what it may do, what it has used, what it has open. One run's things are never another's."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,12 +13,15 @@ from bailiwick.gateway.leases import LeaseShelf
 from bailiwick.gateway.names import NameTable
 from bailiwick.gateway.neighbours import House
 from bailiwick.gateway.upstream import Upstreams
+from bailiwick.gateway.waiting import Pending
 from bailiwick.kernel.errors import BailiwickError
 from bailiwick.kernel.ids import RunId
 from bailiwick.record.event import Event
 
 REFUSALS_BURST = 64
 REFUSALS_PER_SECOND = 4.0  # of attempt.refused in the record, per run: a flood is counted, not written
+DENIALS_BURST = 256  # more than an agent that tries each of its tools once, and reads the answers
+DENIALS_PER_SECOND = 50.0  # of denied or held actions, per run: each is recorded, some 30 KB/s of record for a run that does nothing else
 
 
 class Decider(Protocol):
@@ -31,6 +35,7 @@ class Closable(Protocol):
 
     def cut(self, reason: str) -> None: ...
     def sweep(self, now: float) -> None: ...
+    def govern(self, governed: bool) -> None: ...
 
 
 class Refused(Exception):
@@ -79,6 +84,41 @@ class Rate:
         return suppressed
 
 
+class Pace:
+    """Turns at a bounded rate: nothing is dropped, whoever takes too many waits. A turn comes even if nobody waits for its answer any more, so leaving
+    early gains nothing; how long one may take is bounded by how many may wait, which is what `waiting` is for."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, burst: float, per_second: float) -> None:
+        self._loop = loop
+        self._every = 1 / per_second
+        self._slack = burst / per_second
+        self._taken = 0.0  # until when turns are given out
+        self._waiting: dict[Pending[None], asyncio.TimerHandle] = {}
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def turn(self) -> None:
+        """For a coroutine of `waiting.drive`."""
+        now = self._loop.time()
+        self._taken = max(self._taken, now) + self._every
+        wait = self._taken - now - self._slack
+        if wait <= 0:
+            return
+        pending: Pending[None] = Pending()
+        self._waiting[pending] = self._loop.call_later(wait, pending.settle, None)
+        try:
+            await pending
+        finally:
+            self._waiting.pop(pending).cancel()
+
+    def release(self) -> None:
+        """Everybody's turn is now."""
+        for pending in tuple(self._waiting):
+            pending.settle(None)
+
+
 @dataclass(slots=True)
 class _Counted:
     """A Usage that is added to in place: plain requests do so thousands of times a second."""
@@ -107,6 +147,7 @@ class Run:
         self.parked = 0
         self._counted = _Counted()
         self.closed: str | None = None
+        self.denials = Pace(house.loop, DENIALS_BURST, DENIALS_PER_SECOND)
         self._refusals = Rate.of(REFUSALS_BURST, REFUSALS_PER_SECOND)
         self.hold_to(order, critic, policy)
 
@@ -184,7 +225,9 @@ class Run:
         return True
 
     def sweep(self, now: float) -> None:
+        governed = self.house.governor.fresh
         for connection in tuple(self.connections):
+            connection.govern(governed)
             connection.sweep(now)
         self.upstreams.sweep(now)
         self.leases.sweep(now)
@@ -197,5 +240,6 @@ class Run:
         for connection in connections:
             connection.cut(reason)  # ends its exchange, which records its outcome
         self.upstreams.close()
+        self.denials.release()  # what waits to be recorded is
         self.leases.clear()
         return len(connections), self.unknown[known:]

@@ -32,11 +32,13 @@ async def walk(exchange: Exchange, desk: holds.HoldDesk) -> None:
         exchange.run.check_alive()
         decision, reservation = decided(exchange, action)
         action, decision = await settled(exchange, desk, action, decision)
-    except (Refused, AgentGone) as ended:
+    except BaseException as ended:
         if reservation is not None:
             exchange.run.budget.release(reservation)
         if isinstance(ended, Refused):
             exchange.refuse(ended)
+        elif not isinstance(ended, AgentGone):
+            raise
         return
     try:
         await intended(exchange, action, decision)
@@ -113,6 +115,7 @@ async def settled(exchange: Exchange, desk: holds.HoldDesk, action: Action, deci
     if isinstance(decision, Allow) or run.observe:
         return action, decision
     if isinstance(decision, Deny):
+        await run.denials.turn()
         run.record(events.decided(run.house.ids.event(), exchange.id, action, decision, via=exchange.target.via))
         kind = "budget" if decision.rules and decision.rules[0].startswith("budget/") else "denied"
         raise Refused(kind, 403, decision.reason, rules=decision.rules, retry=decision.retry)
@@ -123,6 +126,9 @@ async def signed_off(exchange: Exchange, desk: holds.HoldDesk, action: Action, h
     """The body is read whole first, so that exactly the bytes shown are what is signed and what is sent."""
     run = exchange.run
     raw = await exchange.read_body()
+    await run.denials.turn()
+    if exchange.gone is not None:
+        raise exchange.gone
     action = replace(action, body=Body.of(raw, action.body.content_type))
     found = await holds.opened(run, holds.request(run, exchange.id, action, hold, raw))
     run.record(events.decided(run.house.ids.event(), exchange.id, action, hold, via=exchange.target.via, hold=found.hold))
@@ -161,19 +167,19 @@ async def borrowed(exchange: Exchange, action: Action) -> Lent | None:
     if target.name not in run.leased:
         return None
     require_sealed(run, target)  # once more: a pin may be another one since
-    verb = action.verb.value
+    verb, held_to = action.verb.value, run.order
     now = run.house.loop.time()
     lent = run.leases.get(target.name, verb, now)
     if lent is None:
         order = UseLease(run=run.id, action=exchange.id, host=target.name, verb=verb)
         try:
-            used = await exchange.park(run.house.tasks.start(run.house.broker.use(order)))
+            lent = Lent.of(await exchange.park(run.house.tasks.start(run.house.broker.use(order))), now)
         except BailiwickError as error:
             raise dead("broker", "lends nothing for this host") from error
-        lent = Lent.of(used, now)
-        run.leases.put(target.name, verb, lent)
         if exchange.gone is not None:
             raise exchange.gone
+        if run.order is held_to:  # else it is for this action at most
+            run.leases.put(target.name, verb, lent)
     return lent
 
 
@@ -200,12 +206,22 @@ async def forwarded(exchange: Exchange, action: Action, lent: Lent | None) -> No
     upstream = run.upstreams.kept(destination)
     if upstream is not None:
         try:
-            await exchange.ask(upstream, head)
+            await _asked(exchange, upstream, head)
             return
         except UpstreamFailed as failure:
             if failure.code != "no-answer" or action.verb is not Verb.READ or exchange.head.framing != "none":
                 raise
     upstream = await exchange.park(run.house.tasks.start(_connected(exchange)))
+    await _asked(exchange, upstream, head)
+
+
+async def _asked(exchange: Exchange, upstream: UpstreamConnection, head: bytes) -> None:
+    """The last look before a byte leaves: a lease and a connection may have taken longer than the governor lived."""
+    try:
+        exchange.run.check_alive()
+    except Refused:
+        upstream.close()
+        raise
     await exchange.ask(upstream, head)
 
 
