@@ -60,14 +60,21 @@ class Seen:
 
 
 def run(
-    command: Sequence[str], *, environment: Mapping[str, str] | None = None, directory: Path | None = None, uid: int | None = None, seconds_max: float = 100
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    uid: int | None = None,
+    udp_ports: Sequence[int] = UDP_PORTS,
+    seconds_max: float = 100,
 ) -> Seen:
-    """Runs the command in a fresh world outside, as `uid` (root only) or as who we are. TimeoutExpired after `seconds_max`, and nothing is left then."""
+    """Runs the command in a fresh world outside, as `uid` (root only) or as who we are. Datagrams to `udp_ports` are answered; to any other they are
+    noticed, too. TimeoutExpired after `seconds_max`, and nothing is left then."""
     with tempfile.TemporaryDirectory(prefix="outside-") as scratch:
         report = Path(scratch) / "contacts.json"
         spaces = ["--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
         spaces += [] if os.getuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
-        starter = ["unshare", *spaces, sys.executable, str(Path(__file__).resolve()), str(report), "" if uid is None else str(uid)]
+        starter = ["unshare", *spaces, sys.executable, str(Path(__file__).resolve()), str(report), "" if uid is None else str(uid), json.dumps(list(udp_ports))]
         done = subprocess.run(
             [*starter, *command],
             cwd=directory,
@@ -129,7 +136,7 @@ class _Tap:
 
 
 @contextlib.contextmanager
-def _canaries() -> Iterator[tuple[Server, "_Abstract"]]:
+def _canaries(udp_ports: Sequence[int]) -> Iterator[tuple[Server, "_Abstract"]]:
     def thank(_: Request) -> Response:
         return Response.json(200, {"canary": "reached"})
 
@@ -139,7 +146,7 @@ def _canaries() -> Iterator[tuple[Server, "_Abstract"]]:
             running.enter_context(Server(thank, address=("::", port)))
         for port in TLS_PORTS:
             running.enter_context(Server(thank, tls=tls, address=("::", port)))
-        for port in UDP_PORTS:
+        for port in udp_ports:
             running.enter_context(DatagramCounter(("::", port)))
         loopback = running.enter_context(Server(thank, address=("127.0.0.1", LOOPBACK_PORT)))
         yield loopback, running.enter_context(_Abstract())
@@ -176,9 +183,9 @@ def _keep_no_capability() -> None:
     ctypes.CDLL(None).prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 
 
-def main(report: Path, uid: str, command: list[str]) -> int:
+def main(report: Path, uid: str, udp_ports: Sequence[int], command: list[str]) -> int:
     seal()
-    with _canaries() as (loopback, abstract):
+    with _canaries(udp_ports) as (loopback, abstract):
         with _Tap() as tap:
             _keep_no_capability()
             drop = {"user": int(uid), "group": int(uid), "extra_groups": []} if uid else {}
@@ -191,4 +198,4 @@ def main(report: Path, uid: str, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:]))
