@@ -46,6 +46,8 @@ from bailiwick.trust.interception import InterceptionAuthority
 NAME = "bench.example.org"
 EVENTS = 500
 SSE_NAME = "sse.example.org"
+# One port, at addresses of their own: a pinned name is asked for at its pin's port only.
+PLAIN, SECURE, SSE = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 SECRET = b"bench-secret-value-0123456789"
 
@@ -154,18 +156,17 @@ async def load(port: int, raw: bytes, *, seconds: float, connections: int, conte
 class Ours:
     """The worker, the recorder, and this process as their neighbours."""
 
-    def __init__(self, directory: Path, certificates: Certificates, plain: int, secure: int) -> None:
+    def __init__(self, directory: Path, certificates: Certificates, port: int) -> None:
         self.layout = Layout(directory / "state")
         for path in (self.layout.sockets, self.layout.record):
             path.mkdir(parents=True)
-        self.certificates, self.plain, self.secure = certificates, plain, secure
+        self.certificates, self.port = certificates, port
         self.accounts = Accounts.for_machine(uid=os.getuid() or 1, gid=os.getgid(), workers=1)
         if os.getuid() == 0:
             members = tuple(type(member)(member.name, member.role, 0, 0) for member in self.accounts.members)
             self.accounts = Accounts(members, separate=False)
         self.authority = InterceptionAuthority.create(SystemClock())
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.port = int(self.listener.getsockname()[1])
+        self.listener = socket.create_server(("127.0.0.1", port), backlog=1024)
 
     def bound(self, name: str) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
@@ -205,9 +206,8 @@ class Ours:
             for end in (governor, launcher):
                 group.start_soon(end.run)
             group.start_soon(self.beat, governor)
-            server = await asyncio.start_server(sse_upstream, "127.0.0.1", 0)
-            self.sse = int(server.sockets[0].getsockname()[1])
-            await governor.call(self.order(self.sse))
+            server = await asyncio.start_server(sse_upstream, SSE, self.port)
+            await governor.call(self.order())
             await launcher.call(AdoptRun(run="run-1", names=[f"tcp:{self.port}"]), descriptors=[self.listener.fileno()])
             try:
                 yield self.processes[1].pid or 0, self.processes[0].pid or 0
@@ -215,13 +215,13 @@ class Ours:
                 server.close()
                 group.cancel_scope.cancel()
 
-    def order(self, sse: int = 1) -> OpenRun:
+    def order(self) -> OpenRun:
         rules = [Rule.model_validate({"allow": ["read"], "http": f"{host}:{self.port}"}) for host in ("127.0.0.1", NAME, SSE_NAME)]
         rules += [Rule.model_validate({"allow": ["write"], "http": f"{host}:{self.port}", "path": "/w/**"}) for host in ("127.0.0.1", NAME)]
         hosts = {
-            "127.0.0.1": HostPin(address="127.0.0.1", port=self.plain, tls=False),
-            NAME: HostPin(address="127.0.0.1", port=self.secure, tls=True, ca=self.certificates.pem),
-            SSE_NAME: HostPin(address="127.0.0.1", port=sse, tls=False),
+            "127.0.0.1": HostPin(address=PLAIN, port=self.port, tls=False),
+            NAME: HostPin(address=SECURE, port=self.port, tls=True, ca=self.certificates.pem),
+            SSE_NAME: HostPin(address=SSE, port=self.port, tls=False),
         }
         return OpenRun(
             run="run-1", agent="bench", boundary=compile_boundary("bench", rules, None, {}).to_json(), observe=False, hosts=hosts, models=[],
@@ -251,8 +251,8 @@ async def sse_upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     writer.close()
 
 
-async def sse_delays(port: int, host: str, context: ssl.SSLContext | None) -> list[float]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host.partition(":")[0] if context else None)
+async def sse_delays(address: str, port: int, host: str, context: ssl.SSLContext | None) -> list[float]:
+    reader, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=host.partition(":")[0] if context else None)
     writer.write(f"GET /events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     delays: list[float] = []
     while line := await reader.readline():
@@ -303,20 +303,20 @@ def in_directory(directory: Path, rounds: int, seconds: float, connections: int)
     certificates.context(NAME, directory)
     pem = directory / f"{NAME}.pem"
     (directory / "ca.pem").write_text(certificates.pem)
-    plain, secure, front_plain, front_tls = (free_port() for _ in range(4))
+    port, front_plain, front_tls = (free_port() for _ in range(3))
     keys = f"ssl_certificate {pem}; ssl_certificate_key {pem};"
     serve = f"location / {{ default_type application/json; return 200 '{ANSWER}'; }}"
-    up = nginx(directory, "upstream", f"server {{ listen 127.0.0.1:{plain}; {serve} }} server {{ listen 127.0.0.1:{secure} ssl; {keys} {serve} }}")
+    up = nginx(directory, "upstream", f"server {{ listen {PLAIN}:{port}; {serve} }} server {{ listen {SECURE}:{port} ssl; {keys} {serve} }}")
     forward = 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Authorization "Bearer x";'
     verify = f"proxy_ssl_trusted_certificate {directory}/ca.pem; proxy_ssl_verify on; proxy_ssl_name {NAME}; proxy_ssl_server_name on;"
-    pool = "upstream u {{ server 127.0.0.1:{}; keepalive 128; keepalive_requests 100000000; }}"
-    peer = nginx(directory, "plain", f"{pool.format(plain)} server {{ listen 127.0.0.1:{front_plain}; location / {{ proxy_pass http://u; {forward} }} }}")
+    pool = "upstream u {{ server {}:{}; keepalive 128; keepalive_requests 100000000; }}"
+    peer = nginx(directory, "plain", f"{pool.format(PLAIN, port)} server {{ listen 127.0.0.1:{front_plain}; location / {{ proxy_pass http://u; {forward} }} }}")
     peer_tls = nginx(
         directory,
         "tls",
-        f"{pool.format(secure)} server {{ listen 127.0.0.1:{front_tls} ssl; {keys} location / {{ proxy_pass https://u; {forward} {verify} }} }}",
+        f"{pool.format(SECURE, port)} server {{ listen 127.0.0.1:{front_tls} ssl; {keys} location / {{ proxy_pass https://u; {forward} {verify} }} }}",
     )
-    ours = Ours(directory, certificates, plain, secure)
+    ours = Ours(directory, certificates, port)
     ours.start()
     try:
         measured = partial(measure, ours, (peer.pid, front_plain), (peer_tls.pid, front_tls), rounds, seconds, connections)
@@ -365,8 +365,8 @@ async def measure(ours: Ours, plain: tuple[int, int], secure: tuple[int, int], r
         ):
             _, latencies = await load(port, raw, seconds=seconds, connections=1, context=None)
             results[name] = [statistics.median(latencies) * 1e3]
-        direct = statistics.median(await sse_delays(ours.sse, SSE_NAME, None))
-        results["sse_delay_ms_p50"] = [statistics.median(await sse_delays(ours.port, f"{SSE_NAME}:{ours.port}", trust)) - direct]
+        direct = statistics.median(await sse_delays(SSE, ours.port, SSE_NAME, None))
+        results["sse_delay_ms_p50"] = [statistics.median(await sse_delays("127.0.0.1", ours.port, f"{SSE_NAME}:{ours.port}", trust)) - direct]
         first, again = await handshakes(ours.port, trust, 200)
         results["handshake_first_ms_p50"], results["handshake_again_ms_p50"] = first, again
         results["new_tls_host_ms_p50"] = [statistics.median(first) - statistics.median(again)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.fakes.neighbourhood import Neighbourhood, Upstream, Wire, neighbourhood, read_request
 
 from bailiwick.critic.enforcement import ModelRoute
-from bailiwick.critic.rules import ModelRules
+from bailiwick.critic.rules import ModelRules, Rule
 from bailiwick.gateway.actions import normalise_path
 
 PLAIN, SEALED, MODELS = "plain.internal", "sealed.internal", "api.openai.test"
@@ -175,3 +175,33 @@ async def test_a_model_is_not_called_elsewhere_than_where_it_is(tmp_path: Path, 
         raw = f"POST {where}/v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(CALL)}\r\n\r\n"
         answer = await wire.ask(raw.encode() + CALL)
         assert (answer.status, json.loads(answer.body)["rule"]) == (403, "bailiwick.http/model-destination")
+
+
+@anyio_only
+@pytest.mark.parametrize("door", ["direct", "proxy", "tunnel"])
+async def test_a_pinned_name_has_one_port_beside_the_schemes_own(tmp_path: Path, door: str) -> None:
+    """What is decided and recorded is where it goes: a port that the pin would throw away is refused by name, the pin's own and the default are not."""
+    async with neighbourhood(tmp_path) as place:
+        upstream = await place.pin("config.internal")
+        place.rules = [Rule.model_validate({"allow": ["read"], "http": f"config.internal:{port}"}) for port in (80, 8080, upstream.port)]
+        place.reopen()
+
+        async def ask(port: int) -> tuple[int, bytes]:
+            host = f"config.internal:{port}"
+            lead = f"http://{host}" if door == "proxy" else ""
+            wire = await place.dial("config.internal", port) if door == "direct" else await place.dial("198.18.0.1", 3128)
+            if door == "tunnel":
+                await wire.reader_after(f"CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            answer = await wire.ask(f"GET {lead}/a HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            return answer.status, answer.body
+
+        assert (await ask(80))[0] == 200
+        assert (await ask(upstream.port))[0] == 200
+        status, body = await ask(8080)
+        assert (status, json.loads(body)["rule"]) == (403, "bailiwick.http/pinned-port")
+        assert len(upstream.requests) == 2
+        assert [event.resource for event in place.recorder.of("action.decided")] == [
+            "http://config.internal/a",
+            f"http://config.internal:{upstream.port}/a",
+        ]
+        assert place.recorder.of("attempt.refused")[0].body["what"] == "pinned-port"

@@ -101,11 +101,14 @@ def target_of(run: Run, door: Door, head: RequestHead, *, secure: bool) -> Targe
 
 
 def _target(run: Run, via: Via, scheme: str, name: str, port: int, path: str, head: RequestHead) -> Target:
+    pinned = run.upstreams.pinned_port(name)
+    if pinned is not None and port not in (pinned, _DEFAULT_PORTS[scheme]):  # what is decided is where it goes: a pin leads to one port only
+        raise ProtocolViolation("pinned-port", f"{name} is pinned to port {pinned}; ask for that port or for {_DEFAULT_PORTS[scheme]}", status=403)
     route = run.models.get(name)
     endpoint = None
     if route is not None:
         endpoint = _endpoint(route, head.method, path)
-        if endpoint is not None and (scheme, port) != ("https", 443) and not run.upstreams.pinned(name):
+        if endpoint is not None and (scheme, port) != ("https", 443) and pinned is None:
             # A model is decided by its provider and name; where it is asked must then be where that provider is.
             raise ProtocolViolation("model-destination", f"models of {route.provider} are called at https://{name}, not at {scheme} port {port}", status=403)
     return Target(via, scheme, name, port, path, run.upstreams.destination(name, port, scheme), route, endpoint)

@@ -264,9 +264,10 @@ class Upstreams:
             self.close()
         self._pins = dict(pins)
 
-    def pinned(self, name: str) -> bool:
-        """Whether the configuration says where the name is, whatever the port asked for."""
-        return name in self._pins
+    def pinned_port(self, name: str) -> int | None:
+        """Where the configuration says that the name is; None when it says nothing of it."""
+        pin = self._pins.get(name)
+        return None if pin is None else pin.port
 
     def destination(self, name: str, port: int, scheme: str) -> Destination:
         pin = self._pins.get(name)
