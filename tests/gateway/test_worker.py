@@ -1,12 +1,16 @@
+import asyncio
 import contextlib
+import gc
 import os
 import socket
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from tests.fakes.neighbourhood import Neighbourhood, neighbourhood
 
@@ -16,8 +20,8 @@ from bailiwick.critic.rules import Rule
 from bailiwick.gateway import worker
 from bailiwick.gateway.links import GovernorLink
 from bailiwick.gateway.worker import Worker
-from bailiwick.kernel.channel import Channel, Heartbeat, Message, Received, Reply
-from bailiwick.kernel.errors import CallerError, NotFound
+from bailiwick.kernel.channel import Channel, Heartbeat, Message, Received, Reply, connect, serve
+from bailiwick.kernel.errors import BailiwickError, CallerError, NotFound
 from bailiwick.sandbox.adoption import ADOPTION, AdoptRun
 
 
@@ -131,6 +135,101 @@ async def test_a_silent_governor_denies_everything_and_keeps_the_listeners(tmp_p
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("broken", ["", "{", '{"agent": 3}', None])
+async def test_a_boundary_that_is_not_understood_refuses_its_run_only(tmp_path: Path, broken: str | None) -> None:
+    """The governor hears which run and why; the channel, the worker and the other runs are as they were; a run that was open is held to what it was."""
+    async with process(tmp_path) as (built, governor, launcher):
+        await governor.tell(Heartbeat(number=1))
+        good = built.order("run-1")
+        await governor.call(good)
+        if broken is None:  # well-formed, of policies that are none
+            broken = good.boundary.replace("permit", "prevent")
+            assert broken != good.boundary
+        for run in ("run-1", "run-2"):
+            with pytest.raises(CallerError, match=f"run {run} of deployer is not opened: compiled boundary"):
+                await governor.call(msgspec.structs.replace(good, run=run, boundary=broken))
+        sock, port = listener()
+        with pytest.raises(NotFound):
+            await launcher.call(AdoptRun(run="run-2", names=["tcp:80"]), descriptors=[sock.fileno()])
+        await launcher.call(AdoptRun(run="run-1", names=["tcp:80"]), descriptors=[sock.fileno()])
+        sock.close()
+        assert (await ask(port, b"GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % port)).startswith(b"HTTP/1.1 403 ")
+        assert built.worker._runs["run-1"].order.boundary == good.boundary
+
+
+@pytest.mark.anyio
+async def test_runs_under_one_boundary_share_a_critic(tmp_path: Path) -> None:
+    """Policies are parsed once for a boundary, and forgotten with its last run."""
+    async with process(tmp_path) as (built, governor, _launcher):
+        for run in ("run-1", "run-2"):
+            await governor.call(built.order(run))
+        await governor.call(built.order("run-1"))
+        runs = built.worker._runs
+        assert runs["run-1"].critic is runs["run-2"].critic
+        assert len(built.worker._critics) == 1
+        for run in ("run-1", "run-2"):
+            await governor.call(CloseRun(run=run, reason="over"))
+        del runs
+        gc.collect()
+        assert len(built.worker._critics) == 0
+
+
+@pytest.mark.anyio
+async def test_a_mistake_in_a_handler_costs_one_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The worker goes on: the governor connects again, and the run it opened before is still served."""
+    path = str(tmp_path / "gateway.sock")
+    async with neighbourhood(tmp_path) as place, anyio.create_task_group() as group:
+        built = Process(place)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(path)
+            sock.listen()
+            group.start_soon(partial(serve, sock, ENFORCEMENT, built.worker.enforce, admit=lambda _: True, refused=built.worker.turned_away))
+
+            async def wrong(self: Worker, name: str, reason: str) -> RunClosed:
+                raise RuntimeError("a mistake")
+
+            first = await connect(path, ENFORCEMENT, built.hear)
+            group.start_soon(first.run)
+            await first.call(built.order())
+            with monkeypatch.context() as patch:
+                patch.setattr(Worker, "_close", wrong)
+                with pytest.raises(BailiwickError, match="failed on CloseRun"):
+                    await first.call(CloseRun(run="run-1", reason="over"))
+            await place.until(lambda: first.closed)
+            second = await connect(path, ENFORCEMENT, built.hear)
+            group.start_soon(second.run)
+            assert "run-1" in built.worker._runs
+            assert isinstance((await second.call(CloseRun(run="run-1", reason="over"))).message, RunClosed)
+            group.cancel_scope.cancel()
+    assert "a mistake" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_mistake_about_one_run_closes_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are swept and reported all the same."""
+    monkeypatch.setattr(worker, "REPORT_SECONDS", 0.01)
+    seen: list[str] = []
+    async with process(tmp_path) as (built, governor, _launcher):
+        await governor.tell(Heartbeat(number=1))
+        for run in ("run-1", "run-2"):
+            await governor.call(built.order(run))
+        runs = built.worker._runs
+
+        def sweep(now: float) -> None:
+            raise RuntimeError("a mistake")
+
+        monkeypatch.setattr(runs["run-1"], "sweep", sweep)
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: seen.append(context["message"]))
+        async with anyio.create_task_group() as group:
+            group.start_soon(built.worker.tick)
+            await built.place.until(lambda: {"run-1", "run-2"} <= {message.run for message in built.told if isinstance(message, ReportUsage)})
+            group.cancel_scope.cancel()
+        asyncio.get_running_loop().set_exception_handler(None)
+        assert (runs["run-1"].closed, runs["run-2"].closed) == ("the gateway failed on it", None)
+        assert seen == ["sweep of run run-1 failed"]
+
+
+@pytest.mark.anyio
 async def test_the_process_serves_both_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`run` serves until it is told to stop, on uvloop."""
     seen: dict[str, Any] = {}
@@ -142,6 +241,7 @@ async def test_the_process_serves_both_sockets(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Worker, "tick", stop)
+    monkeypatch.setattr(worker.Complaints, "install", lambda self: None)  # it is for a process of its own; see test_complaints
     from bailiwick.kernel.accounts import Accounts
     from bailiwick.kernel.clock import SystemClock
     from bailiwick.kernel.layout import Layout

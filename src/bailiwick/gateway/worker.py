@@ -8,15 +8,16 @@ import asyncio
 import os
 import resource
 import socket
-import sys
 from collections.abc import Callable
 from functools import partial
+from weakref import WeakValueDictionary
 
 import anyio
 
 from bailiwick.critic.boundary import CompiledBoundary
 from bailiwick.critic.enforcement import ENFORCEMENT, CloseRun, HoldSettled, OpenRun, ReportUsage, RunClosed, Usage
 from bailiwick.critic.evaluate import Critic
+from bailiwick.gateway.complaints import Complaints
 from bailiwick.gateway.connection import AgentConnection
 from bailiwick.gateway.datagrams import Turns, serve_dns, watch_attempts
 from bailiwick.gateway.events import stamp
@@ -31,7 +32,7 @@ from bailiwick.kernel import limits
 from bailiwick.kernel.accounts import Accounts, Role
 from bailiwick.kernel.channel import Channel, Heartbeat, Peer, Received, Reply, serve
 from bailiwick.kernel.clock import SystemClock
-from bailiwick.kernel.errors import BailiwickError, CallerError, NotFound
+from bailiwick.kernel.errors import BailiwickError, CallerError, Conflict, NotFound
 from bailiwick.kernel.layout import Layout
 from bailiwick.record.client import RecordClient
 from bailiwick.record.event import Event
@@ -47,18 +48,9 @@ def run(*, name: str, listener: socket.socket, adopt_listener: socket.socket, la
     """The worker's process, for ever. `name` is its account's."""
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))  # runs are bounded by limits.CONNECTIONS_PER_RUN_MAX, not by a shell's default
-    sys.unraisablehook = _quietly(sys.unraisablehook)
+    Complaints().install()
     work = partial(_work, listener=listener, adopt_listener=adopt_listener, layout=layout, accounts=accounts, authority=authority)
     anyio.run(work, backend_options={"use_uvloop": True})
-
-
-def _quietly(hook: Callable[["sys.UnraisableHookArgs"], object]) -> Callable[["sys.UnraisableHookArgs"], object]:
-    """Without CPython's own complaint about a server name that is not ASCII: the client gets its alert, and may not fill our log with it."""
-
-    def tell(unraisable: "sys.UnraisableHookArgs") -> object:
-        return None if issubclass(unraisable.exc_type, UnicodeDecodeError) else hook(unraisable)
-
-    return tell
 
 
 async def _work(*, listener: socket.socket, adopt_listener: socket.socket, layout: Layout, accounts: Accounts, authority: InterceptionAuthority) -> None:
@@ -122,6 +114,7 @@ class Worker:
         self._desk = HoldDesk()
         self._runs: dict[str, Run] = {}
         self._held: dict[str, Held] = {}
+        self._critics: WeakValueDictionary[str, Critic] = WeakValueDictionary()  # by the boundary's text, while a run is held to it
         self._reported: dict[str, tuple[Usage, int]] = {}
 
     async def enforce(self, channel: Channel, received: Received) -> Reply | None:
@@ -158,6 +151,9 @@ class Worker:
             held = self._held[order.run] = Held()
             for descriptor_name in order.names:
                 await self._serve(run, held, descriptor_name, descriptors.pop(0))
+                if self._held.get(order.run) is not held:
+                    held.close()
+                    raise Conflict(f"run {order.run} was closed, or its listeners brought again, while they were taken over")
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -182,15 +178,26 @@ class Worker:
                 raise CallerError(f"descriptor {name!r} is unknown; must be tcp:PORT, udp:53, tap, stdout or stderr")
 
     def _open(self, order: OpenRun) -> None:
-        compiled = CompiledBoundary.from_json(order.boundary)
-        critic = Critic(compiled)
+        critic = self._critic(order)
         run = self._runs.get(order.run)
         if run is None:
             self._runs[order.run] = Run(self._house, order, critic, critic.digest)
         else:
             run.hold_to(order, critic, critic.digest)
-        for name in [*dict.fromkeys([*order.hosts, *(route.host for route in order.models), *compiled.hosts])][:PREPARED_NAMES_MAX]:
+        for name in [*dict.fromkeys([*order.hosts, *(route.host for route in order.models), *critic.boundary.hosts])][:PREPARED_NAMES_MAX]:
             self._house.loop.call_soon(self._prepare, name)
+
+    def _critic(self, order: OpenRun) -> Critic:
+        """One for all runs under one boundary: what it remembers is true of each. Raises CallerError, which refuses this run and no other; a run that was
+        open stays held to what it was."""
+        known = self._critics.get(order.boundary)
+        if known is None:
+            try:
+                known = Critic(CompiledBoundary.from_json(order.boundary))
+            except CallerError as error:
+                raise CallerError(f"run {order.run} of {order.agent} is not opened: {error}", code=error.code) from error
+            self._critics[order.boundary] = known
+        return known
 
     def _prepare(self, name: str) -> None:
         try:
@@ -216,7 +223,13 @@ class Worker:
             await anyio.sleep(REPORT_SECONDS)
             now = self._house.loop.time()
             for name, run in tuple(self._runs.items()):
-                run.sweep(now)
+                if run.closed is not None:
+                    continue
+                try:
+                    run.sweep(now)
+                except Exception as error:  # noqa: BLE001  a mistake of ours about one run: the others are served on, and it is no longer
+                    self._house.loop.call_exception_handler({"message": f"sweep of run {name} failed", "exception": error})
+                    run.close("the gateway failed on it")
                 state = (run.used, run.parked)
                 if self._reported.get(name) != state or run.parked:
                     self._reported[name] = state
