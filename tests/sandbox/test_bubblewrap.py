@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.fakes.sandboxes import MIB, Installation
+from tests.fakes.sandboxes import MIB, Installation, installed
 
-from bailiwick.kernel.errors import BailiwickError, CallerError
+from bailiwick.kernel import accounts
+from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError
 from bailiwick.sandbox.messages import DestroySandbox, StartAgent
 from bailiwick.sandbox.spec import SandboxLimits
 
@@ -69,6 +70,21 @@ async def test_uids_outside(here: Installation) -> None:
     assert (uids[0] != uids[1]) == (here.uid == 0)
     if here.uid != 0:
         assert uids == [here.uid] * 2
+
+
+@pytest.mark.root
+async def test_no_two_live_runs_share_a_uid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs there were, a uid is given again only when its run is gone; when each is in use the next run is refused."""
+    if os.getuid() != 0:
+        pytest.skip("needs root")
+    monkeypatch.setattr(accounts, "RUN_UIDS", 2)
+    async with installed(0) as here:
+        first, second = [(await here.create(here.script("true")))[0] for _ in range(2)]
+        with pytest.raises(BackendError, match="every run uid is in use"):
+            await here.create(here.script("true"))
+        for gone in (first, second):
+            await here.call(DestroySandbox(run=gone))
+            await here.create(here.script("true"))
 
 
 async def _pid_of(here: Installation, name: str) -> int:

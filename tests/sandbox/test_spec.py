@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bailiwick.kernel.errors import CallerError
-from bailiwick.sandbox.spec import SandboxLimits, SandboxSpec, lint
+from bailiwick.sandbox.spec import SandboxLimits, SandboxSpec, lint, lint_workspace_at
 
 
 def spec(**given: object) -> SandboxSpec:
@@ -82,10 +82,24 @@ def test_sockets_devices_and_state(tmp_path: Path) -> None:
     refused("keeps its record and keys", workspace=str(tmp_path / "link"), state=state)
 
 
-@pytest.mark.parametrize("workspace", ["relative", "/no/such", "/", "/etc", "/usr", "/home", "/proc/self", "/etc/passwd", "/a\0b"])
+@pytest.mark.parametrize(
+    "workspace",
+    ["relative", "/no/such", "/", "/etc", "/usr", "/home", "/proc/self", "/etc/passwd", "/a\0b", "/etc/ssl", "/run/lock", "/var/lib", "/usr/share", "/tmp/.."],
+)
 def test_workspaces_that_are_none(workspace: str) -> None:
     """Each is refused by name."""
     refused("workspace: ", workspace=workspace)
+
+
+@pytest.mark.parametrize(
+    "place", ["/root/.ssh", "/root/.cache/x", "/home/ana", "/home/ana/.aws", "/home/ana/.config/gh", "/var/log", "/boot/grub", "/run/user/7"]
+)
+def test_workspaces_that_hold_what_is_not_the_agents(place: str) -> None:
+    """Whole homes, what is hidden in one, and the system's own places are refused by where they are, whatever they were called."""
+    with pytest.raises(CallerError, match=r"workspace: '\./deployer' is"):
+        lint_workspace_at("workspace: './deployer'", Path(place), None)
+    for fine in ("/root/project", "/home/ana/project", "/home/ana/work/.hidden", "/var/lib/app/project", "/srv/project"):
+        lint_workspace_at("workspace: 'x'", Path(fine), None)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bailiwick.kernel.errors import CallerError
 from bailiwick.sandbox.changes import Collected, collect, stays_inside
-from bailiwick.sandbox.workspace import Bound, Copied, copy_in, open_source
+from bailiwick.sandbox.workspace import Bound, Copied, Reader, copy_in
 
 ROOM = 10 << 20
 
@@ -30,9 +30,9 @@ def into(tmp_path: Path) -> Path:
 
 
 def copy(source: Path, into: Path, *, size: int = ROOM, files: int = 1_000) -> Copied:
-    reading, writing = open_source(str(source)), os.open(into, os.O_RDONLY | os.O_DIRECTORY)
+    reading, writing = os.open(source, os.O_PATH), os.open(into, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return copy_in(reading, writing, Bound(size, files, os.getuid(), os.getgid()))
+        return copy_in(reading, writing, Bound(size, files, os.getuid(), os.getgid()), Reader())
     finally:
         os.close(reading)
         os.close(writing)
@@ -105,7 +105,7 @@ def test_bounds_are_errors_that_say_what_to_do(source: Path, into: Path, tmp_pat
     with pytest.raises(CallerError, match="more than 4 files"):
         copy(source, tmp_path / "again", files=4)
     with pytest.raises(CallerError, match="must be a directory"):
-        open_source(str(source / "big"))
+        copy(source / "big", into)
     deep = os.open(source, os.O_RDONLY)
     for _ in range(210):
         os.mkdir("d", dir_fd=deep)

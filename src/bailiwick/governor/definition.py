@@ -89,7 +89,7 @@ def _ad_hoc(request: RunRequest) -> Agent:
 def _define(run: RunId, name: str, agent: Agent, runtime: Runtime, request: RunRequest, installation: Installation) -> RunDefinition:
     boundary = compiled(name, agent, installation)
     # Links are not followed here: the launcher judges who made them as it opens what they lead to.
-    workspace = os.path.abspath(installation.directory / agent.workspace) if agent.workspace is not None else None
+    workspace = os.path.normpath(installation.directory / agent.workspace) if agent.workspace is not None else None
     routes = [_route(rules) for rules in agent.models]
     environment = _environment(run, request.task, agent, runtime.trees)
     return RunDefinition(

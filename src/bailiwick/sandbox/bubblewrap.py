@@ -17,7 +17,7 @@ from pathlib import Path
 
 import anyio
 
-from bailiwick.kernel import limits, seccomp
+from bailiwick.kernel import accounts, limits, seccomp
 from bailiwick.kernel.accounts import Accounts
 from bailiwick.kernel.errors import BackendError, CallerError
 from bailiwick.sandbox import arguments, cradle, probe, surroundings
@@ -119,8 +119,8 @@ class Bubblewrap:
 
     def _identity(self) -> tuple[int, int, int]:
         """A number that no live run has, and its uid and gid. Numbers go round, so that one just freed is not the next."""
-        for _ in range(1 << 16):
-            self._last = (self._last + 1) % (1 << 16)
+        for _ in range(accounts.RUN_UIDS):
+            self._last = (self._last + 1) % accounts.RUN_UIDS  # not more: `run_uid` goes round there, and two live runs would be one user
             uid = Accounts.run_uid(self._last) if self.separate else os.getuid()
             if self._last not in self.live:
                 self.live.add(self._last)
@@ -137,7 +137,8 @@ class Bubblewrap:
         if "memory" not in self.cgroups.enforces:
             bounds[resource.RLIMIT_DATA] = spec.limits.memory_bytes
         return cradle.Plan(
-            uid=uid, gid=gid, separate=self.separate, ports=spec.ports, disk_bytes=spec.limits.disk_bytes, workspace=spec.workspace, trees=spec.trees, etc=etc,
+            uid=uid, gid=gid, separate=self.separate, ports=spec.ports, disk_bytes=spec.limits.disk_bytes,
+            workspace=spec.workspace, trees=spec.trees, state=self.state, etc=etc,
             command=arguments.command(self.program, spec), options=arguments.options(self.program, spec), seccomp=self.filter, rlimits=bounds,
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import msgspec
 
 from bailiwick.kernel import confine
 from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError
-from bailiwick.sandbox import namespaces, network, workspace
+from bailiwick.sandbox import namespaces, network, places, workspace
 
 STAGE = "/tmp"  # noqa: S108  (covered by a mount of ours, in a namespace of ours)
 DISK = f"{STAGE}/disk"
@@ -51,6 +52,7 @@ class Plan:
     disk_bytes: int
     workspace: str | None
     trees: list[str]
+    state: Path  # of the installation, which no place may be in
     etc: str
     command: list[str]  # bubblewrap and its arguments that are not secret
     options: bytes  # the rest, separated by NUL
@@ -129,7 +131,7 @@ def _live(plan: Plan, control: socket.socket, parent: int) -> None:
     _new_namespaces(plan)  # (1)
     sockets = network.seal(plan.ports)  # (2)
     network.settle()
-    source = None if plan.workspace is None else workspace.open_source(plan.workspace)
+    source = None if plan.workspace is None else places.open_workspace(plan.workspace, plan.state, separate=plan.separate)
     disk = _stage(plan)  # (3)
     _report(control, Sealed(list(sockets)), [*(sock.fileno() for sock in sockets.values()), disk])
     for sock in sockets.values():
@@ -138,7 +140,7 @@ def _live(plan: Plan, control: socket.socket, parent: int) -> None:
     if source is not None:
         inner = os.open("workspace", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=disk)
         bound = workspace.Bound(plan.disk_bytes, _files_max(plan), plan.uid, plan.gid)
-        copied = workspace.copy_in(source, inner, bound)  # (4)
+        copied = workspace.copy_in(source.descriptor, inner, bound, workspace.Reader(source.owner))  # (4)
     manifest = _memory(msgspec.msgpack.encode(copied.entries))
     _report(control, Filled(copied.files, copied.refused), [manifest])
     if control.recv(len(GO_WORD)) != GO_WORD:  # (5)
@@ -188,10 +190,13 @@ def _stage(plan: Plan) -> int:
     os.umask(0)
     taken = {ETC: (namespaces.clone_tree(plan.etc), True)}
     for number, tree in enumerate(plan.trees):
+        place = places.open_tree(tree, plan.state, separate=plan.separate)
         try:
-            taken[tree_place(number)] = (namespaces.clone_tree(tree), Path(tree).is_dir())
+            taken[tree_place(number)] = (namespaces.clone_tree(place.descriptor), stat.S_ISDIR(os.fstat(place.descriptor).st_mode))
         except BackendError as error:
             raise CallerError(f"tree {tree!r} cannot be shown in the sandbox: {error}; give a path that exists") from error
+        finally:
+            os.close(place.descriptor)
     namespaces.mount_tmpfs(STAGE, size_bytes=_STAGE_BYTES, inodes=4096, mode=0o755)
     Path(f"{STAGE}/trees").mkdir(mode=0o755)
     for at, (mounts, is_directory) in taken.items():

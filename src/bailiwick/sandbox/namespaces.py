@@ -20,7 +20,7 @@ _RECURSIVE, _PRIVATE = 0x4000, 1 << 18
 _OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE = 428, 429, 436  # the same on every architecture
 _CLONE_TREE, _RECURSIVE_TREE = 1, 0x8000
 _FROM_EMPTY_PATH = 0x00000004
-_AT_FDCWD = -100
+_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 
 _PR_CAPBSET_DROP, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 24, 4, 8
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -67,10 +67,11 @@ def mount_tmpfs(at: str, *, size_bytes: int, inodes: int, mode: int) -> None:
     _mount("tmpfs", at, "tmpfs", NO_SETUID | NO_DEVICES, f"size={size_bytes},nr_inodes={inodes},mode={mode:o}")
 
 
-def clone_tree(path: str) -> int:
-    """A descriptor of the mounts at and below `path`, to be attached elsewhere; the caller closes it."""
-    flags = _CLONE_TREE | _RECURSIVE_TREE | os.O_CLOEXEC
-    return _checked(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), f"clone of the mounts at {path}")
+def clone_tree(place: int | str) -> int:
+    """A descriptor of the mounts at and below a path or what an O_PATH descriptor is of, to be attached elsewhere; the caller closes it."""
+    at, path = (_AT_FDCWD, os.fsencode(place)) if isinstance(place, str) else (place, b"")
+    flags = _CLONE_TREE | _RECURSIVE_TREE | os.O_CLOEXEC | (0 if path else _AT_EMPTY_PATH)
+    return _checked(_libc.syscall(_OPEN_TREE, at, path, flags), f"clone of the mounts at {place}")
 
 
 def attach_tree(tree: int, at: str) -> None:
@@ -79,6 +80,19 @@ def attach_tree(tree: int, at: str) -> None:
 
 def close_from(first: int) -> None:
     _checked(_libc.syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0), f"closing descriptors from {first}")
+
+
+def touch_files_as(uid: int) -> None:
+    """Files are opened with this uid's rights from here on, and without root's capabilities over them; by root itself it is taken back. setfsuid(2)."""
+    _libc.setfsuid(uid)
+    if _libc.setfsuid(-1) != uid:  # it never fails by its result
+        raise BackendError(f"setfsuid({uid}) refused by the kernel")
+
+
+def touch_files_as_group(gid: int) -> None:
+    _libc.setfsgid(gid)
+    if _libc.setfsgid(-1) != gid:
+        raise BackendError(f"setfsgid({gid}) refused by the kernel")
 
 
 def drop_capabilities() -> None:

@@ -12,6 +12,8 @@ from bailiwick.kernel.errors import CallerError
 
 _TREES_NEVER = ("/proc", "/sys", "/dev", "/run", "/boot", "/etc")  # nor anything below
 _TREES_NEVER_WHOLE = ("/", "/home", "/root", "/var", "/tmp", "/usr", "/lib", "/bin", "/sbin", "/lib64", "/opt", "/srv", "/mnt", "/media", "/workspace")  # noqa: S108
+_WORKSPACES_NEVER_IN = ("/home", "/usr", "/var")  # directly: somebody's whole home, /var/lib, /var/log
+_HIDDEN_IN_A_HOME = re.compile(r"/(root|home/[^/]+)/\.")  # .ssh, .aws, .config, .cache and whatever comes next
 _ENGINE_SOCKETS = re.compile(r"(docker|podman|containerd|crio|cri-dockerd|buildkitd)\.sock$")
 _TREES_MAX, _PORTS_MAX, _COMMAND_MAX, _ENVIRONMENT_MAX, _VALUE_BYTES_MAX = 64, 64, 4_096, 1_024, 128 * 1024
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -110,29 +112,43 @@ def _lint_tree(tree: str, state: Path | None) -> None:
     except (OSError, RuntimeError) as error:
         raise CallerError(f"{shown} is not there; must be a file or directory of this machine; install or correct it") from error
     for place in (Path(tree), real):
-        if str(place) in _TREES_NEVER_WHOLE or str(place.parent) == "/home":
-            raise CallerError(f"{shown} is too much; must not be {place}, which holds what is not the agent's; give the directory below that it needs")
-        if any(place.is_relative_to(never) for never in _TREES_NEVER):
-            raise CallerError(f"{shown} lies in {place.parts[1]}; must not be below {', '.join(_TREES_NEVER)}; copy what is needed into the workspace")
-        if _ENGINE_SOCKETS.search(str(place)) or real.is_socket():
-            raise CallerError(f"{shown} is a socket; an engine's socket is the whole machine; there is no way to give a sandbox one")
-        _lint_state(shown, place, state)
+        lint_tree_at(shown, place, state)
+    if real.is_socket():
+        raise CallerError(f"{shown} is a socket; an engine's socket is the whole machine; there is no way to give a sandbox one")
     if not (real.is_file() or real.is_dir()):
         raise CallerError(f"{shown} is a device or pipe; must be a file or directory; no device is shown in a sandbox")
 
 
+def lint_tree_at(shown: str, place: Path, state: Path | None) -> None:
+    """Whether what lies at `place` may be shown, by its path alone; `shown` is how it was named."""
+    if str(place) in _TREES_NEVER_WHOLE or str(place.parent) == "/home":
+        raise CallerError(f"{shown} is too much; must not be {place}, which holds what is not the agent's; give the directory below that it needs")
+    if any(place.is_relative_to(never) for never in _TREES_NEVER):
+        raise CallerError(f"{shown} lies in {place.parts[1]}; must not be below {', '.join(_TREES_NEVER)}; copy what is needed into the workspace")
+    if _ENGINE_SOCKETS.search(str(place)):
+        raise CallerError(f"{shown} is a socket; an engine's socket is the whole machine; there is no way to give a sandbox one")
+    _lint_state(shown, place, state)
+
+
 def _lint_workspace(workspace: str, state: Path | None) -> None:
     shown = f"workspace: {workspace!r}"
-    if "\0" in workspace or not workspace.startswith("/"):
-        raise CallerError(f"{shown}; must be an absolute path; write it out")
+    if "\0" in workspace or not workspace.startswith("/") or ".." in workspace.split("/"):
+        raise CallerError(f"{shown}; must be an absolute path without `..`; write it out")
     try:
         real = Path(workspace).resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise CallerError(f"{shown} is not there; must be a directory; make it or correct the path") from error
     if not real.is_dir():
         raise CallerError(f"{shown} is not a directory; must be one; give the directory that holds it")
-    if str(real) in (*_TREES_NEVER_WHOLE, *_TREES_NEVER) or any(real.is_relative_to(never) for never in ("/proc", "/sys", "/dev")):
+    lint_workspace_at(shown, real, state)
+
+
+def lint_workspace_at(shown: str, real: Path, state: Path | None) -> None:
+    """Whether the directory `real` may be copied in, by its path alone; `shown` is how it was named."""
+    if str(real) in _TREES_NEVER_WHOLE or str(real.parent) in _WORKSPACES_NEVER_IN or any(real.is_relative_to(never) for never in _TREES_NEVER):
         raise CallerError(f"{shown} is too much; must not be {real}, which holds what is not the agent's; give a directory of its own")
+    if _HIDDEN_IN_A_HOME.match(str(real)):
+        raise CallerError(f"{shown} is {real}, where programs keep keys and sessions; must not be hidden in a home; give a directory of its own")
     _lint_state(shown, real, state)
 
 
