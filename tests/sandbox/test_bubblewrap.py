@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.sandboxes import MIB, Installation, installed
 
 from bailiwick.kernel import accounts
-from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError
+from bailiwick.kernel.errors import BailiwickError, CallerError
 from bailiwick.sandbox.messages import DestroySandbox, StartAgent
 from bailiwick.sandbox.spec import SandboxLimits
 
@@ -80,7 +80,7 @@ async def test_no_two_live_runs_share_a_uid(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(accounts, "RUN_UIDS", 2)
     async with installed(0) as here:
         first, second = [(await here.create(here.script("true")))[0] for _ in range(2)]
-        with pytest.raises(BackendError, match="every run uid is in use"):
+        with pytest.raises(BailiwickError, match="every run uid is in use"):
             await here.create(here.script("true"))
         for gone in (first, second):
             await here.call(DestroySandbox(run=gone))
