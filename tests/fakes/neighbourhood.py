@@ -23,7 +23,6 @@ from bailiwick.critic.evaluate import Critic
 from bailiwick.critic.rules import ApproverGroup, Rule
 from bailiwick.gateway.connection import AgentConnection
 from bailiwick.gateway.holds import HoldDesk
-from bailiwick.gateway.layers.tls import front_context
 from bailiwick.gateway.neighbours import House
 from bailiwick.gateway.runs import Run
 from bailiwick.gateway.waiting import Tasks
@@ -251,7 +250,7 @@ class Neighbourhood:
             recorder=self.recorder,
             broker=self.broker,
             governor=self.governor,
-            front=front_context(self.authority.context_for),
+            context_for=self.authority.context_for,
             tasks=self.tasks,
             resolver=resolver,
         )

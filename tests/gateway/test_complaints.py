@@ -9,7 +9,7 @@ from bailiwick.gateway.complaints import LINES_BURST, Complaints
 FLOODED = r"""
 import asyncio, os, pathlib, socket, ssl, sys
 from bailiwick.gateway import worker
-from bailiwick.gateway.layers.tls import TlsFailure, TlsPump
+from bailiwick.gateway.layers.tls import TlsFailure, TlsPump, front_context
 from bailiwick.kernel.accounts import Accounts
 from bailiwick.kernel.clock import SystemClock
 from bailiwick.kernel.layout import Layout
@@ -21,10 +21,10 @@ theirs.feed(b"")
 hello = theirs.outgoing().replace(b"aaaa.example", b"\xff\xff\xff\xff.example")
 
 async def flood(self):
-    loop = asyncio.get_running_loop()
+    loop, front = asyncio.get_running_loop(), front_context(self._house.context_for)
     for _ in range(1000):
         try:
-            TlsPump.server(self._house.front, "a.example").feed(hello)
+            TlsPump.server(front, "a.example").feed(hello)
         except TlsFailure as failure:
             assert failure.code == "tls-handshake"
         else:

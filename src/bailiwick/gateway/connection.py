@@ -207,7 +207,7 @@ class AgentConnection(asyncio.Protocol):
         self._peek = False
         if data[0] == _HANDSHAKE:
             door = self._door
-            self._pump = TlsPump.server(self._run.house.front, door.name if door.known else None, None if door.known else door.name)
+            self._pump = TlsPump.server(self._run.front.context(), door.name if door.known else None, None if door.known else door.name)
             self._decrypt(data)
         elif self._door.port == TLS_PORT:
             self._refuse(ProtocolViolation("plain-on-tls-port", "plain bytes came on the port of https; speak TLS"))

@@ -1,12 +1,12 @@
 """What the data path needs of the processes around it, as it needs it. Each may be dead at any moment; each then says so and nothing is allowed."""
 
 import asyncio
-import ssl
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from bailiwick.broker.messages import LeasesUsed, UseLease
 from bailiwick.critic.enforcement import HoldOpened, OpenHold, RedeemHold
+from bailiwick.gateway.layers.tls import ContextFor
 from bailiwick.gateway.upstream import Resolver, TlsContexts
 from bailiwick.gateway.waiting import Tasks
 from bailiwick.kernel.clock import Clock
@@ -57,7 +57,7 @@ class House:
     recorder: Recorder
     broker: Broker
     governor: Governor
-    front: ssl.SSLContext  # towards agents: layers.tls.front_context
+    context_for: ContextFor  # towards agents: a server context with the certificate of a name
     tasks: Tasks
     contexts: TlsContexts = field(default_factory=TlsContexts)
     ids: SequenceOfIds = field(default_factory=SequenceOfIds)

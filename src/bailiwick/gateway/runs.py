@@ -9,6 +9,7 @@ from bailiwick.critic.budget import Budget
 from bailiwick.critic.decision import Decision, Retry
 from bailiwick.critic.enforcement import ModelRoute, OpenRun, Usage
 from bailiwick.gateway import events
+from bailiwick.gateway.layers.tls import Front
 from bailiwick.gateway.leases import LeaseShelf
 from bailiwick.gateway.names import NameTable
 from bailiwick.gateway.neighbours import House
@@ -138,6 +139,7 @@ class Run:
         self.id = RunId(order.run)
         self.names = NameTable()
         self.upstreams = Upstreams(house.loop, house.contexts, resolver=house.resolver)
+        self.front = Front(house.context_for)
         self.leases = LeaseShelf()
         self.budget = Budget(order.budget, order.used)
         self.connections: set[Closable] = set()

@@ -22,7 +22,6 @@ from bailiwick.gateway.connection import AgentConnection
 from bailiwick.gateway.datagrams import Turns, serve_dns, watch_attempts
 from bailiwick.gateway.events import stamp
 from bailiwick.gateway.holds import HoldDesk
-from bailiwick.gateway.layers.tls import front_context
 from bailiwick.gateway.links import BrokerLink, GovernorLink
 from bailiwick.gateway.neighbours import House
 from bailiwick.gateway.outputs import OutputReader
@@ -66,7 +65,7 @@ async def _work(*, listener: socket.socket, adopt_listener: socket.socket, layou
         recorder=recorder,
         broker=BrokerLink(layout.socket("broker"), tasks),
         governor=governor,
-        front=front_context(authority.context_for),
+        context_for=authority.context_for,
         tasks=tasks,
     )
     worker = Worker(house, governor, authority)

@@ -1,10 +1,12 @@
+import contextlib
 import ssl
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bailiwick.gateway.layers.tls import TlsFailure, TlsPump, front_context
+from bailiwick.gateway.layers import tls
+from bailiwick.gateway.layers.tls import Front, TlsFailure, TlsPump, front_context
 from bailiwick.kernel.clock import SystemClock
 from bailiwick.trust.interception import InterceptionAuthority
 
@@ -93,13 +95,58 @@ def test_a_name_without_a_certificate_is_an_alert() -> None:
     assert raised.value.code == "certificate-unavailable"
 
 
-def test_a_session_is_never_resumed() -> None:
-    """A ticket would skip the choice of the name: none is given."""
-    theirs = client()
-    shake(ours := TlsPump.server(FRONT, "a.example"), theirs)
-    ours.send(b"x")
-    theirs.feed(ours.outgoing())
-    assert theirs._object.session is None or not theirs._object.session.has_ticket
+OLD = ssl.create_default_context(cadata=AUTHORITY.certificate_pem)
+OLD.maximum_version = ssl.TLSVersion.TLSv1_2
+OLD.check_hostname = False
+
+
+def greet(front: ssl.SSLContext, authorised: str, asked: str | None, session: ssl.SSLSession | None = None) -> tuple[TlsPump, ssl.SSLSession | None]:
+    """A TLS 1.2 client that offers a session, if it has one."""
+    ours = TlsPump.server(front, authorised)
+    theirs = TlsPump(lambda incoming, outgoing: OLD.wrap_bio(incoming, outgoing, server_hostname=asked, session=session))
+    shake(ours, theirs)
+    return ours, theirs._object.session
+
+
+@pytest.mark.parametrize("tickets", [True, False])
+def test_a_session_offered_again_never_skips_the_choice_of_a_name(tickets: bool) -> None:
+    """Whether or not OpenSSL takes it up: the name is the authorised one, or the handshake fails. Ours gives no ticket; one that did is held to the same."""
+    front = front_context(AUTHORITY.context_for)
+    if tickets:
+        front.options &= ~ssl.OP_NO_TICKET
+    first, session = greet(front, "a.example", "a.example")
+    assert first.name == "a.example"
+    assert session is not None
+    assert session.has_ticket == tickets
+    assert greet(front, "a.example", "a.example", session)[0].name == "a.example"
+    for asked in ("b.example", None):
+        with contextlib.suppress(TlsFailure):
+            assert greet(front, "b.example", asked, session)[0].name == "b.example"
+    with pytest.raises(TlsFailure, match=r"authorised for b\.example"):
+        greet(front, "b.example", "a.example", session)
+
+
+def test_a_handshake_without_a_choice_is_none() -> None:
+    """Should a library find a way round the callback, the connection ends."""
+    blind = AUTHORITY.context_for("c.example")
+    blind.sslobject_class = FRONT.sslobject_class
+    with pytest.raises(TlsFailure, match="without a name"):
+        greet(blind, "c.example", "c.example")
+
+
+def test_sessions_do_not_pile_up_and_are_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that begins ever new sessions fills no memory, and none of another run is taken up."""
+    monkeypatch.setattr(tls, "SESSIONS_MAX", 8)
+    front, other = Front(AUTHORITY.context_for), Front(AUTHORITY.context_for)
+    contexts = set()
+    for _ in range(40):
+        context = front.context()
+        contexts.add(id(context))
+        _, session = greet(context, "a.example", "a.example")
+        assert context.session_stats()["number"] <= 8
+    assert len(contexts) > 1
+    ours, _ = greet(other.context(), "a.example", "a.example", session)
+    assert not ours._object.session_reused
 
 
 def hello() -> bytes:

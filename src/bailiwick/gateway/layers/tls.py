@@ -12,6 +12,7 @@ from bailiwick.gateway.names import InvalidName, normalise
 
 ContextFor = Callable[[str], ssl.SSLContext]
 
+SESSIONS_MAX = 256  # handshakes with one front context
 _READ_BYTES = 16 * 1024  # one TLS record
 
 
@@ -37,7 +38,7 @@ def front_context(context_for: ContextFor) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION  # a resumed session would skip the choice of a name
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.num_tickets = 0
     context.sslobject_class = _ServerObject
 
@@ -58,6 +59,27 @@ def front_context(context_for: ContextFor) -> ssl.SSLContext:
 
     context.sni_callback = choose
     return context
+
+
+class Front:
+    """The front context of one run, changed now and then.
+
+    Without tickets OpenSSL keeps each TLS 1.2 session in the context it began with, 20,480 of them, and `ssl` has no switch for that. (Where such a session
+    is resumed the name is chosen all the same: the callback is called, with the session's name. So it is memory that is bounded here, and no session of
+    one run is known to another; that a name was chosen is asked of every handshake by the pump.)"""
+
+    def __init__(self, context_for: ContextFor) -> None:
+        self._context_for = context_for
+        self._context = front_context(context_for)
+        self._given = 0
+
+    def context(self) -> ssl.SSLContext:
+        """For one connection."""
+        if self._given >= SESSIONS_MAX:
+            self._context = front_context(self._context_for)  # 0.15 ms; the old one goes with its last connection
+            self._given = 0
+        self._given += 1
+        return self._context
 
 
 def _agreed(authorised: str | None, dialled: str | None, asked: str | None) -> str:
@@ -142,6 +164,8 @@ class TlsPump:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
             return False
+        if isinstance(self._object, _ServerObject) and self._object.name is None:
+            raise TlsFailure("tls-handshake", "the handshake ended without a name")  # whatever way round the choice a library may find
         self.ready = True
         unsent, self._unsent = self._unsent, []
         for data in unsent:
