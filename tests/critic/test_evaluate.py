@@ -12,7 +12,7 @@ from bailiwick.critic import evaluate
 from bailiwick.critic.action import Action, HttpResource, ModelResource, Verb
 from bailiwick.critic.boundary import ApproverGroup, CompiledBoundary, ModelRules, Rule, compile_boundary
 from bailiwick.critic.decision import Allow, Decision, Deny, Hold
-from bailiwick.critic.evaluate import Critic, observe
+from bailiwick.critic.evaluate import Critic
 from bailiwick.kernel.errors import CallerError
 from bailiwick.kernel.ids import RunId
 
@@ -415,15 +415,6 @@ def test_facts_no_policy_reads_share_a_verdict() -> None:
     for number in range(20):
         critic.decide(http("read", "config.internal", f"/{number}"))
     assert len(critic._verdicts) == 1
-
-
-def test_observe_mode_does_what_the_network_allows_and_says_what_the_boundary_would() -> None:
-    """In observe mode a boundary's deny is recorded and not enforced; a refusal of the network is enforced."""
-    would = Deny(rules=(), reason="no rule")
-    network = Deny(rules=("network/private",), reason="10.0.0.1 is a private address")
-    assert observe(would).would is would
-    assert observe(would).done == Allow(rules=("observe",))
-    assert observe(Allow(rules=("a",)), network).done is network
 
 
 def test_a_reason_holds_no_query_and_nothing_hidden() -> None:

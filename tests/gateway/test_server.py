@@ -184,6 +184,79 @@ async def test_an_identical_retry_redeems_a_grant_once(tmp_path: Path) -> None:
         assert len(upstream.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("shown", "sent"),
+    [
+        (b"X-Amz-Target: DynamoDB.DescribeTable", b"X-Amz-Target: DynamoDB.DeleteTable"),
+        (b"Content-Type: multipart/form-data; boundary=AB", b"Content-Type: multipart/form-data; boundary=ab"),
+        (b"X-Mine: 1", b"X-Mine: 1\r\nSudo: root"),
+        (b"If-Match: 1", b"X-Other: 1"),
+        (b"X-Mine: \xff", b"X-Mine: \\xff"),
+        (b"X-Mine: a\r\nX-Mine: b", b"X-Mine: b\r\nX-Mine: a"),
+        (b"X-Mine: 1", b"X-Mine: 1\r\nConnection: X-Mine"),
+        (b"Authorization: Bearer one", b"Authorization: Bearer two"),
+    ],
+)
+async def test_a_grant_is_for_the_fields_that_were_shown(tmp_path: Path, shown: bytes, sent: bytes) -> None:
+    """A field decides what many an API does: a retry with another one, under the same body, is another action and waits for its own sign-off."""
+
+    def put(field: bytes) -> bytes:
+        return PUT.replace(b"Content-Length", b"%b\r\nUser-Agent: %d\r\nContent-Length" % (field, len(place.governor.opened)))
+
+    async with neighbourhood(tmp_path, HELD) as place:
+        upstream = await place.pin("config.internal")
+        first = await place.dial("config.internal", 80)
+        first.send(put(shown))
+        await place.until(lambda: place.run.parked == 1)
+        first.close()
+        await place.until(lambda: place.run.parked == 0)
+        (hold,) = place.governor.states
+        place.governor.states[hold] = "granted"
+        other = await place.dial("config.internal", 80)
+        other.send(put(sent))
+        await place.until(lambda: place.run.parked == 1)
+        assert (len(place.governor.states), upstream.requests) == (2, [])
+        again = await place.dial("config.internal", 80)
+        assert (await again.ask(put(shown))).status == 200
+        assert all(line.lower() in upstream.requests[0].lower() for line in shown.split(b"\r\n"))
+        assert b"Bearer" not in str(place.governor.opened[0].shown).encode()
+
+
+async def test_a_credential_of_the_agent_s_own_is_not_signed_where_it_is_not_sent(tmp_path: Path) -> None:
+    """Where the broker lends, what the agent brought is stripped: it is neither shown nor part of the digest, so that a rotated placeholder redeems."""
+    async with neighbourhood(tmp_path, HELD) as place:
+        upstream = await place.pin("config.internal")
+        place.leased = ["config.internal"]
+        place.broker.lent["config.internal"] = lent()
+        place.reopen()
+        for number in range(2):
+            wire = await place.dial("config.internal", 80)
+            wire.send(PUT.replace(b"Content-Length", b"X-API-Key: placeholder-%d\r\nContent-Length" % number))
+            await place.until(lambda number=number: len(place.governor.opened) == number + 1)
+            for hold in place.governor.states:
+                place.governor.states[hold] = "granted"
+                place.desk.settle(HoldSettled(hold=hold, state="granted", reason=""))
+            if number:
+                answer = await wire.answer()
+                assert json.loads(answer.body)["type"] == "urn:bailiwick:problem:sign-off-void"
+            else:
+                assert (await wire.answer()).status == 200
+        assert len(place.governor.states) == 1
+        assert b"placeholder" not in upstream.requests[0]
+
+
+@pytest.mark.parametrize("name", [b"content-type", b"Host", b"Authorization", b"content-length", b"cookie", b"content-encoding", b"X-API-Key"])
+async def test_connection_may_not_name_what_is_for_everybody(tmp_path: Path, name: bytes) -> None:
+    """Whoever has the next hop drop a field that was decided by would send another request than was decided: refused, whatever the boundary allows."""
+    async with neighbourhood(tmp_path, CONFIG, observe=True) as place:
+        upstream = await place.pin("config.internal")
+        wire = await place.dial("config.internal", 80)
+        answer = await wire.ask(PUT.replace(b"Content-Length", b"Content-Type: text/plain\r\nConnection: keep-alive,%b\r\nContent-Length" % name))
+        assert (answer.status, json.loads(answer.body)["rule"]) == (403, "bailiwick.unclear/connection-option")
+        assert upstream.connections == 0
+        assert place.recorder.of("attempt.refused")[0].body["what"] == "connection-option"
+
+
 @pytest.mark.parametrize(("state", "kind"), [("denied", "sign-off-denied"), ("expired", "sign-off-expired"), ("void", "sign-off-void")])
 async def test_a_hold_that_is_not_granted_says_how_it_ended(tmp_path: Path, state: str, kind: str) -> None:
     """Denied, expired and void are told apart, and nothing is forwarded."""
@@ -241,6 +314,20 @@ async def test_observe_mode_forwards_what_only_policy_refuses(tmp_path: Path) ->
         assert len(upstream.requests) == 2
 
 
+async def test_observe_mode_does_not_loosen_what_the_network_refuses(tmp_path: Path) -> None:
+    """A private address is refused whatever is only observed, and the intent says what the boundary would have said."""
+
+    async def private(_name: str, _port: int) -> list[str]:
+        return ["10.0.0.1"]
+
+    async with neighbourhood(tmp_path, observe=True, resolver=private) as place:
+        wire = await place.dial("config.internal", 80)
+        answer = await wire.ask(GET)
+        assert (answer.status, json.loads(answer.body)["rule"]) == (403, "bailiwick.network/address")
+        (decided,) = place.recorder.of("action.decided")
+        assert (decided.decision, decided.body["observed"]) == ("deny", True)
+
+
 # -- credentials
 
 
@@ -259,7 +346,7 @@ async def test_a_lease_is_injected_last_and_scrubbed_from_the_answer(tmp_path: P
         place.broker.lent["config.internal"] = lent()
         place.reopen()
         wire = await place.dial("config.internal", 80)
-        raw = b"GET / HTTP/1.1\r\nHost: config.internal\r\nAuthorization: mine\r\nConnection: Authorization\r\nAccept-Encoding: br\r\n\r\n"
+        raw = b"GET / HTTP/1.1\r\nHost: config.internal\r\nAuthorization: mine\r\nConnection: X-Mine\r\nAccept-Encoding: br\r\n\r\n"
         for _ in range(2):
             answer = await wire.ask(raw)
             assert answer.status == 200

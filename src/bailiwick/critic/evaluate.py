@@ -336,16 +336,3 @@ def named(action: Action) -> str:
     """The action's resource as a reason shows it: without the query, which may hold what nobody should read, and with nothing hidden."""
     shown = visible(str(action.resource).partition("?")[0])
     return shown if len(shown) <= _RESOURCE_CHARACTERS_MAX else shown[:_RESOURCE_CHARACTERS_MAX] + "..."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
-    """Observe mode: what the boundary says, for the record, and what is done."""
-
-    would: Decision
-    done: Allow | Deny
-
-
-def observe(would: Decision, network: Deny | None = None) -> Observed:
-    """Everything is forwarded but what the network's own rules (private, link-local and metadata addresses) refuse."""
-    return Observed(would=would, done=network if network is not None else Allow(rules=("observe",)))
