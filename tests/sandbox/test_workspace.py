@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bailiwick.kernel.errors import CallerError
+from bailiwick.kernel.errors import BackendError, CallerError
 from bailiwick.sandbox.changes import Collected, collect, stays_inside
 from bailiwick.sandbox.workspace import Bound, Copied, Reader, copy_in
 
@@ -38,10 +38,10 @@ def copy(source: Path, into: Path, *, size: int = ROOM, files: int = 1_000) -> C
         os.close(writing)
 
 
-def changes(into: Path, copied: Copied) -> tuple[Collected, dict[str, tarfile.TarInfo], bytes]:
+def changes(into: Path, copied: Copied, *, disk: int = ROOM) -> tuple[Collected, dict[str, tarfile.TarInfo], bytes]:
     root, raw = os.open(into, os.O_RDONLY | os.O_DIRECTORY), io.BytesIO()
     try:
-        collected = collect(root, copied.entries, raw)
+        collected = collect(root, copied.entries, raw, disk)
     finally:
         os.close(root)
     with tarfile.open(fileobj=io.BytesIO(raw.getvalue())) as archive:
@@ -169,6 +169,35 @@ def test_what_is_never_brought_back(source: Path, into: Path) -> None:
     assert "suid: setuid" in told
     assert set(members) == {"dir", "dir/fine", "suid"}
     assert members["suid"].mode == 0o755
+
+
+def test_the_tar_is_no_larger_than_the_disk(source: Path, into: Path) -> None:
+    """Holes, hard links and names in any number do not make it larger; what has no room is refused by name, unread, and the rest comes back."""
+    (source / "kept").write_bytes(b"x" * 1_000)
+    copied = copy(source, into)
+    (into / "a-hole").touch()
+    os.truncate(into / "a-hole", 1 << 40)
+    (into / "b").write_bytes(b"y" * 900_000)
+    for number in range(5):
+        os.link(into / "b", into / f"b-{number}")
+    (into / "z-small").write_text("small")
+    os.truncate(into / "kept", 1 << 41)
+    collected, members, raw = changes(into, copied, disk=1 << 20)
+    assert set(members) == {"b", "z-small"}
+    assert len(raw) < (1 << 20) + 20_000
+    told = "\n".join(collected.refused)
+    for name in ("a-hole: 1099511627776 bytes", "kept: ", *(f"b-{number}: 900000 bytes" for number in range(5))):
+        assert name in told
+    assert {change.path: change.change for change in collected.changes} == {"b": "added", "z-small": "added"}
+
+
+def test_a_tar_that_cannot_be_written_on_is_an_error(into: Path) -> None:
+    """A full disk of the host is not taken for a file that cannot be read: the tar would be broken from there on."""
+    (into / "file").write_bytes(b"x" * 100_000)
+    root = os.open(into, os.O_RDONLY | os.O_DIRECTORY)
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(BackendError, match="archive cannot be written: No space left"):
+        collect(root, [], full, ROOM)
+    os.close(root)
 
 
 def test_the_tar_extracts_under_the_strictest_filter(source: Path, into: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from bailiwick.kernel.ids import SequenceOfIds, new_lease_id
 from bailiwick.record.client import RecordClient
 from bailiwick.record.event import Event
 from bailiwick.sandbox.messages import (
+    COLLECT_SECONDS_MAX,
     AgentExited,
     AgentStarted,
     CollectWorkspace,
@@ -229,7 +230,7 @@ class Dispatcher:
         if live.definition.workspace is None or live.ending is None or live.ending.cause == "lost":
             return
         try:
-            collected = await self._near.launcher.call(CollectWorkspace(run=live.run), seconds_max=CREATE_SECONDS_MAX)
+            collected = await self._near.launcher.call(CollectWorkspace(run=live.run), seconds_max=COLLECT_SECONDS_MAX + limits.CALL_SECONDS_MAX)
         except BailiwickError as error:
             print(f"workspace of {live.run} is not collected: {error}", flush=True)  # noqa: T201
             return

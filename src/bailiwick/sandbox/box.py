@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
@@ -19,8 +20,8 @@ from bailiwick.sandbox import cradle, namespaces, processes
 from bailiwick.sandbox.arguments import READY_WORD, START_WORD
 from bailiwick.sandbox.backend import Exit
 from bailiwick.sandbox.cgroup import Group
-from bailiwick.sandbox.changes import Collected, collect
-from bailiwick.sandbox.messages import Change, Finding, RunStats
+from bailiwick.sandbox.changes import Collected, archive_bytes_max, collect
+from bailiwick.sandbox.messages import COLLECT_SECONDS_MAX, Change, Finding, RunStats
 from bailiwick.sandbox.spec import SandboxLimits
 
 _LOOK_SECONDS = 0.0005  # between two looks at something that takes the kernel microseconds to milliseconds
@@ -30,7 +31,6 @@ _DIAGNOSTICS_BYTES_MAX = 2_000
 _SIGNALLED = 128  # bubblewrap, like a shell, says 128 plus the signal
 
 _READY_SECONDS_MAX = 30.0
-_COLLECT_SECONDS_MAX = 300.0
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -172,10 +172,10 @@ class BubblewrapBox:
             self._collect_in_child(target, writing, parent)
         os.close(writing)
         try:
-            with anyio.fail_after(_COLLECT_SECONDS_MAX):
+            with anyio.fail_after(COLLECT_SECONDS_MAX):
                 raw = await receive(reading)
         except TimeoutError as error:
-            raise BackendError(f"workspace of {self.run} was not collected within {_COLLECT_SECONDS_MAX:g} s") from error
+            raise BackendError(f"workspace of {self.run} was not collected within {COLLECT_SECONDS_MAX:g} s") from error
         finally:
             os.close(reading)
             with contextlib.suppress(ProcessLookupError):
@@ -313,8 +313,10 @@ class BubblewrapBox:
                 os.dup2(descriptor, place)
             namespaces.close_from(6)
             answer = 4
+            most = archive_bytes_max(self.limits.disk_bytes)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
             with os.fdopen(3, "wb", buffering=1 << 20) as into:
-                collected = collect(5, baseline, into)
+                collected = collect(5, baseline, into, self.limits.disk_bytes)
             done = _Answer(collected.changes, collected.refused)
         except BaseException as error:  # noqa: BLE001  (a forked child has no one above it)
             done = _Answer([], [], f"{type(error).__name__}: {error}")

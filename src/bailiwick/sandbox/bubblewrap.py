@@ -131,6 +131,8 @@ class Bubblewrap:
         bounds = {
             resource.RLIMIT_NOFILE: spec.limits.open_files,
             resource.RLIMIT_CORE: 0,
+            # A hole costs no block, so the tmpfs does not bound it. One page above the disk: what is full says ENOSPC, and no signal comes first.
+            resource.RLIMIT_FSIZE: spec.limits.disk_bytes + resource.getpagesize(),
             resource.RLIMIT_NPROC: spec.limits.pids + 2,
             resource.RLIMIT_MEMLOCK: 64 * limits.KIB,
         }

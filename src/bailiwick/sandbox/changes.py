@@ -1,7 +1,8 @@
 """A workspace comes back: what differs from the copy taken at the start, and a tar of it that is safe to extract anywhere.
 
 Run by a child under the run's own uid, once no process of the run is left: what it reads is hostile, and it holds nothing worth having. The tar has
-relative names without `..`, directories, regular files and links that stay inside; everything else is refused by name.
+relative names without `..`, directories, regular files and links that stay inside; everything else is refused by name, and so is what would make it
+larger than the run's disk: sizes of files are the agent's to choose, and a hole costs it nothing.
 """
 
 import contextlib
@@ -11,14 +12,17 @@ import stat
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, cast
 
 from bailiwick.kernel.canonical import text
+from bailiwick.kernel.errors import BackendError
 from bailiwick.sandbox.messages import Change
 from bailiwick.sandbox.workspace import DEPTH_MAX, FINGERPRINT_EMPTY, Entry, fingerprint, mark_of
 
 _SHOWN_BYTES_MAX = 2 << 20  # of paths in an answer; the tar holds all
 _REFUSED_MAX = 1_000
+_MEMBER_BYTES = 3 * 1024  # of a member at most, beside its name and target: header, extended header with its own, padding
+_NAMES_BYTES_MIN = 64 << 20
 
 
 @dataclass(slots=True)
@@ -27,6 +31,8 @@ class Collected:
     refused: list[str] = field(default_factory=list)
     shown_bytes: int = 0
     unshown: int = 0
+    content_left: int = 0  # bytes of files, and of names, that the tar may still take
+    names_left: int = 0
 
     def add(self, path: bytes, change: str, size: int = 0, sha256: str = FINGERPRINT_EMPTY) -> None:
         shown = text(path)
@@ -36,6 +42,16 @@ class Collected:
             return
         self.changes.append(Change(shown, change, size, sha256))
 
+    def takes(self, path: bytes, size: int = 0, target: bytes = b"") -> bool:
+        """Whether the tar has room for this; what it takes is counted, what it does not is refused by name."""
+        names = len(path) + len(target) + _MEMBER_BYTES
+        if size > self.content_left or names > self.names_left:
+            self.refuse(path, f"{size} bytes are more than the archive, bounded by limits.disk, has left")
+            return False
+        self.content_left -= size
+        self.names_left -= names
+        return True
+
     def refuse(self, path: bytes, reason: str) -> None:
         if len(self.refused) < _REFUSED_MAX:
             self.refused.append(f"{text(path)[-300:]}: {reason}")
@@ -43,12 +59,17 @@ class Collected:
             self.refused.append("... and more")
 
 
-def collect(root: int, baseline: Iterable[Entry], into: IO[bytes]) -> Collected:
+def archive_bytes_max(disk_bytes: int) -> int:
+    """No tar is larger: as many bytes of files as the disk, as many again of names and headers, and the end's own blocks."""
+    return 2 * max(disk_bytes, _NAMES_BYTES_MIN) + tarfile.RECORDSIZE
+
+
+def collect(root: int, baseline: Iterable[Entry], into: IO[bytes], disk_bytes: int) -> Collected:
     """Compares the directory behind `root` with the baseline and writes the tar."""
     before = {entry.path: entry for entry in baseline}
-    collected = Collected()
+    collected = Collected(content_left=disk_bytes, names_left=max(disk_bytes, _NAMES_BYTES_MIN))
     seen: set[bytes] = set()
-    with tarfile.open(fileobj=into, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    with tarfile.open(fileobj=cast("IO[bytes]", _Sink(into)), mode="w", format=tarfile.PAX_FORMAT) as archive:
         _walk(root, b"", before, seen, collected, archive)
     for path, entry in sorted(before.items()):
         if path not in seen:
@@ -56,6 +77,22 @@ def collect(root: int, baseline: Iterable[Entry], into: IO[bytes]) -> Collected:
     if collected.unshown:
         collected.refused.append(f"{collected.unshown} more changes are in the archive and not in this list")
     return collected
+
+
+@dataclass(frozen=True, slots=True)
+class _Sink:
+    """A tar that cannot be written on is broken from there on: unlike a file that cannot be read, it is the end of the collection."""
+
+    into: IO[bytes]
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.into.write(data)
+        except OSError as error:
+            raise BackendError(f"archive cannot be written: {error.strerror}") from error
+
+    def tell(self) -> int:
+        return self.into.tell()
 
 
 def stays_inside(path: bytes, target: bytes) -> bool:
@@ -93,7 +130,7 @@ def _compare(
     mode &= 0o777
     if stat.S_ISDIR(status.st_mode):
         change = "added" if was is None or was.kind != "directory" else "mode" if was.mode != mode else ""
-        if change:
+        if change and collected.takes(path):
             collected.add(path, change)
             archive.addfile(_member(path, tarfile.DIRTYPE, mode | 0o700, status))
         _make_readable(directory, name, mode, 0o700)
@@ -108,6 +145,8 @@ def _compare(
             return
         if not stays_inside(path, target):
             collected.refuse(path, f"link to {text(target)[:200]!r} may lead out of the workspace")
+            return
+        if not collected.takes(path, 0, target):
             return
         collected.add(path, "added" if was is None else "modified", len(target), hashlib.sha256(target).hexdigest())
         member = _member(path, tarfile.SYMTYPE, 0o777, status)
@@ -125,6 +164,9 @@ def _compare_file(directory: int, name: str, path: bytes, mode: int, was: Entry 
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
+        if status.st_size > collected.content_left and (was is None or status.st_size != was.size):
+            collected.takes(path, status.st_size)  # refused unread: reading it could take as long as it claims to be
+            return
         sha256 = fingerprint(file.fileno())
         if was is not None and was.kind == "file" and was.sha256 == sha256 and was.size == status.st_size:
             if was.mode == mode:
@@ -132,6 +174,8 @@ def _compare_file(directory: int, name: str, path: bytes, mode: int, was: Entry 
             change = "mode"
         else:
             change = "added" if was is None else "modified"
+        if not collected.takes(path, status.st_size):
+            return
         collected.add(path, change, status.st_size, sha256)
         file.seek(0)
         member = _member(path, tarfile.REGTYPE, mode, status)

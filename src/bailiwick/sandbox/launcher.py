@@ -10,9 +10,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio
 import anyio.abc
@@ -23,6 +21,7 @@ from bailiwick.kernel.channel import Channel, Done, Heartbeat, Peer, Received, R
 from bailiwick.kernel.clock import Clock
 from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError, Conflict, NotFound, PeerError
 from bailiwick.kernel.layout import Layout
+from bailiwick.sandbox import archive
 from bailiwick.sandbox import spec as specification
 from bailiwick.sandbox.adoption import ADOPTION, AdoptRun
 from bailiwick.sandbox.backend import Backend, Box, Exit
@@ -96,6 +95,7 @@ class Launcher:
         self._tasks: anyio.abc.TaskGroup | None = None
 
     async def serve(self, listener: socket.socket) -> None:
+        archive.forget_unfinished(self._layout)
         left = self._backend.clean()
         if left:
             _log.warning("took away %d sandboxes of a launcher that was killed", left)
@@ -322,11 +322,10 @@ class Launcher:
             raise Conflict(f"agent of {name} has not ended; kill it first")
         box = self._box(name)
         async with each.turn:
-            with _archive(self._layout, self._accounts, name) as (target, path):
-                collected = await box.collect(target)
-        if not collected.changes:
-            path.unlink(missing_ok=True)
-        return WorkspaceCollected(changes=collected.changes, archive=str(path) if collected.changes else "", refused=collected.refused)
+            with archive.made(self._layout, self._accounts, name) as making:
+                collected = await box.collect(making.target)
+                making.wanted = bool(collected.changes)
+        return WorkspaceCollected(changes=collected.changes, archive=str(making.path) if making.wanted else "", refused=collected.refused)
 
     async def _destroy(self, name: str) -> None:
         each = self._runs.get(name)
@@ -348,33 +347,3 @@ class Launcher:
         if box is None:
             raise Conflict(f"sandbox of {name} is being made; ask again when that has been answered")
         return box
-
-
-@contextlib.contextmanager
-def _archive(layout: Layout, accounts: Accounts, name: str) -> Iterator[tuple[int, Path]]:
-    """A new file of the governor's in its own directory. That directory belongs to a process with less privilege than this one, so no link in it is
-    followed, and nothing there is written over."""
-    layout.governor.mkdir(parents=True, exist_ok=True, mode=0o700)
-    owner = accounts.named("governor")
-    within = os.open(layout.governor, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir("workspaces", 0o700, dir_fd=within)
-        directory = os.open("workspaces", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
-    except OSError as error:
-        raise BackendError(f"archive of {name} cannot be made in {layout.governor}: {error.strerror}") from error
-    finally:
-        os.close(within)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{name}.tar", dir_fd=directory)
-        target = os.open(f"{name}.tar", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
-        try:
-            if accounts.separate:
-                os.fchown(directory, owner.uid, owner.gid)
-                os.fchown(target, owner.uid, owner.gid)
-            yield target, layout.governor / "workspaces" / f"{name}.tar"
-        finally:
-            os.close(target)
-    finally:
-        os.close(directory)

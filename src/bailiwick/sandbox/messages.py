@@ -6,6 +6,8 @@ import msgspec
 from bailiwick.kernel.channel import Message, Service
 from bailiwick.sandbox.spec import SandboxSpec
 
+COLLECT_SECONDS_MAX = 120.0  # who asks waits longer than who works, so that nothing is written that nobody hears of
+
 
 class CreateSandbox(Message, frozen=True):
     """Make the sealed place: namespace, listeners (handed to `worker` as `sandbox.adoption.AdoptRun`), workspace copy, cgroup, probe. Answered
@@ -72,7 +74,7 @@ class DestroySandbox(Message, frozen=True):
 
 
 class CollectWorkspace(Message, frozen=True):
-    """After the agent ended: what changed against the copy taken at the start. Answered by WorkspaceCollected."""
+    """After the agent ended: what changed against the copy taken at the start. Answered by WorkspaceCollected within COLLECT_SECONDS_MAX, or failed."""
 
     run: str
 
