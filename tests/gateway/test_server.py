@@ -696,6 +696,28 @@ async def test_a_refused_upload_hears_why(tmp_path: Path) -> None:
         await wire.rest()
 
 
+async def test_bodies_that_wait_for_a_decision_are_bounded_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many held requests do not take the memory of the other runs' worker; what one of them held is free again when it is over."""
+    monkeypatch.setattr(exchange_module, "BUFFERED_BYTES_PER_RUN_MAX", 250_000)
+    raw = b"PUT /%d HTTP/1.1\r\nHost: config.internal\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
+    async with neighbourhood(tmp_path, HELD) as place:
+        await place.pin("config.internal")
+        wires = []
+        for number in range(2):
+            wires.append(await place.dial("config.internal", 80))
+            wires[-1].send(raw % number)
+            await place.until(lambda n=number: place.run.parked == n + 1)  # type: ignore[misc]
+        late = await place.dial("config.internal", 80)
+        answer = await late.ask(raw % 2)
+        assert (answer.status, json.loads(answer.body)["type"]) == (413, "urn:bailiwick:problem:too-large")
+        wires[0].close()
+        await place.until(lambda: place.run.parked == 1)
+        assert place.run.buffered == 100_000
+        late = await place.dial("config.internal", 80)
+        late.send(raw % 3)
+        await place.until(lambda: place.run.parked == 2)
+
+
 async def test_closing_a_run_cuts_everything_and_records_unknown(tmp_path: Path) -> None:
     """Containment: an effect in flight is aborted and its outcome is unknown; nothing is served any more."""
 

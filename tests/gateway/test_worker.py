@@ -230,6 +230,25 @@ async def test_a_mistake_about_one_run_closes_that_run(tmp_path: Path, monkeypat
 
 
 @pytest.mark.anyio
+async def test_a_governor_that_does_not_listen_delays_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pauses a run when nobody governs it does not wait for that very governor."""
+    monkeypatch.setattr(worker, "REPORT_SECONDS", 0.01)
+    swept: list[float] = []
+
+    async def deaf(_message: Message) -> None:
+        await anyio.sleep_forever()
+
+    async with process(tmp_path) as (built, governor, _launcher):
+        await governor.call(built.order())
+        monkeypatch.setattr(built.link, "tell", deaf)
+        monkeypatch.setattr(built.worker._runs["run-1"], "sweep", swept.append)
+        async with anyio.create_task_group() as group:
+            group.start_soon(built.worker.tick)
+            await built.place.until(lambda: len(swept) >= 3)
+            group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
 async def test_the_process_serves_both_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`run` serves until it is told to stop, on uvloop."""
     seen: dict[str, Any] = {}

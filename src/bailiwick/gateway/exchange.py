@@ -24,6 +24,7 @@ from bailiwick.kernel import limits
 T = TypeVar("T")
 
 QUEUED_BYTES_MAX = 64 * limits.KIB  # of a body that waits for its decision
+BUFFERED_BYTES_PER_RUN_MAX = 64 * limits.MIB  # of bodies read before their decision: four of the largest, or a thousand common ones
 DRAINED_BYTES_MAX = 1 * limits.MIB  # of a refused body; a longer one ends the connection
 LINGER_SECONDS = 5.0  # for the rest of a refused body: closing on it would take the answer with it
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -62,6 +63,7 @@ class Exchange:
         self.run = run
         self.head = head
         self.target = target
+        self.fields = head.fields  # to forward, but for what is one hop's
         self.id = run.house.ids.action()
         self.outcome = Outcome()
         self.hold: str | None = None  # the sign-off that was used up for it
@@ -78,7 +80,7 @@ class Exchange:
         self._connection = connection
         self._mode: Literal["wait", "collect", "forward", "drop"] = "wait"
         self._parts: list[bytes] = []
-        self._size = 0
+        self._size = self._buffered = 0
         self._collected: Pending[bytes] | None = None
         self._parked: Pending[Any] | None = None
         self._answered: Pending[None] | None = None
@@ -119,16 +121,29 @@ class Exchange:
             case "drop":
                 if self._size > DRAINED_BYTES_MAX:
                     self._connection.close()
-            case "collect" if self._size > limits.BODY_BUFFER_BYTES_MAX:
+            case "collect" if (why := self._too_much(self._size, len(data))) is not None:
                 self._parts.clear()
                 self._mode = "drop"
                 assert self._collected is not None
-                self._collected.fail(Refused("too-large", 413, f"a body that is read before its decision must be at most {limits.BODY_BUFFER_BYTES_MAX} bytes"))
+                self._collected.fail(Refused("too-large", 413, why))
             case _:
                 self.deadline = self.run.house.loop.time() + limits.IDLE_SECONDS_MAX
                 self._parts.append(data)
+                self._buffered += len(data)
+                self.run.buffered += len(data)
                 if self._mode == "wait" and self._size > QUEUED_BYTES_MAX:
                     self._connection.pause_reading()
+
+    def _too_much(self, size: int, more: int) -> str | None:
+        if size > limits.BODY_BUFFER_BYTES_MAX:
+            return f"a body that is read before its decision must be at most {limits.BODY_BUFFER_BYTES_MAX} bytes"
+        if self.run.buffered + more > BUFFERED_BYTES_PER_RUN_MAX:
+            return f"the bodies of this run that wait for a decision exceed {BUFFERED_BYTES_PER_RUN_MAX} bytes; ask again when some were answered"
+        return None
+
+    def let_go(self) -> None:
+        """Its walk is over, and with it what it held back."""
+        self.run.buffered -= self._buffered
 
     def body_end(self) -> None:
         self.request_done = True
@@ -142,8 +157,8 @@ class Exchange:
     async def read_body(self) -> bytes:
         """The body whole, before anything of it goes anywhere. Raises Refused for one that is too large, AgentGone."""
         if self.body is None:
-            if (self.head.length or 0) > limits.BODY_BUFFER_BYTES_MAX:
-                raise Refused("too-large", 413, f"a body that is read before its decision must be at most {limits.BODY_BUFFER_BYTES_MAX} bytes")
+            if (why := self._too_much(self.head.length or 0, 0)) is not None:
+                raise Refused("too-large", 413, why)
             self._mode = "collect"
             if not self.request_done:
                 self._collected = Pending()
@@ -269,12 +284,10 @@ class Exchange:
         return self.tap.finish()
 
     def answer_end(self) -> None:
-        rest = b""
         if self.scrubber is not None:
-            rest = self.scrubber.finish()
+            if rest := self.scrubber.finish():
+                self._give(rest)
             self.outcome.scrubbed = self.scrubber.found
-        if rest:
-            self._give(rest)
         if self._answer_chunked:
             self._out.append(_LAST_CHUNK)
         self.answer_flush()

@@ -147,6 +147,7 @@ class Run:
         self.unknown: list[str] = []  # actions whose outcome was recorded as that
         self.authorities: dict[str, tuple[str, int | None]] = {}  # as written by the agent; see target
         self.parked = 0
+        self.buffered = 0  # bytes of bodies that wait for their decision
         self._counted = _Counted()
         self.closed: str | None = None
         self.denials = Pace(house.loop, DENIALS_BURST, DENIALS_PER_SECOND)

@@ -12,6 +12,7 @@ from bailiwick.critic.decision import Allow, Decision, Deny, Hold
 from bailiwick.critic.enforcement import Usage
 from bailiwick.gateway import actions, events, holds, metering, models
 from bailiwick.gateway.exchange import AgentGone, Exchange
+from bailiwick.gateway.fields import signed_fields
 from bailiwick.gateway.layers.http1 import end_to_end, request_bytes
 from bailiwick.gateway.leases import Lent
 from bailiwick.gateway.runs import Refused, Run, dead
@@ -26,6 +27,13 @@ _AFTER = {"connect-timeout": 504, "answer-timeout": 504}
 
 async def walk(exchange: Exchange, desk: holds.HoldDesk) -> None:
     """From a request's head to its recorded outcome."""
+    try:
+        await _walk(exchange, desk)
+    finally:
+        exchange.let_go()
+
+
+async def _walk(exchange: Exchange, desk: holds.HoldDesk) -> None:
     reservation: Reservation | None = None
     try:
         action = await understood(exchange)
@@ -123,13 +131,14 @@ async def settled(exchange: Exchange, desk: holds.HoldDesk, action: Action, deci
 
 
 async def signed_off(exchange: Exchange, desk: holds.HoldDesk, action: Action, hold: Hold) -> tuple[Action, Decision]:
-    """The body is read whole first, so that exactly the bytes shown are what is signed and what is sent."""
+    """The body is read whole first, so that exactly the bytes and fields shown are what is signed and what is sent."""
     run = exchange.run
     raw = await exchange.read_body()
     await run.denials.turn()
     if exchange.gone is not None:
         raise exchange.gone
-    action = replace(action, body=Body.of(raw, action.body.content_type))
+    exchange.fields, shown = signed_fields(exchange.head.fields, lent=exchange.target.name in run.leased)
+    action = replace(action, body=Body.of(raw, action.body.content_type), fields=shown)
     found = await holds.opened(run, holds.request(run, exchange.id, action, hold, raw))
     run.record(events.decided(run.house.ids.event(), exchange.id, action, hold, via=exchange.target.via, hold=found.hold))
     await holds.parked(run, desk, found, hold, exchange.park)
@@ -237,7 +246,7 @@ async def _connected(exchange: Exchange) -> UpstreamConnection:
 def outgoing(exchange: Exchange, lent: Lent | None) -> bytes:
     """The head to forward: parsed fields, without what is one hop's, the verified authority as Host, framing of ours, what is injected last."""
     head, target = exchange.head, exchange.target
-    fields = [field for field in end_to_end(head.fields) if field[0] != b"host"]
+    fields = [field for field in end_to_end(exchange.fields) if field[0] != b"host"]
     if lent is not None or exchange.call is not None:
         fields = [field for field in fields if field[0] not in _UNSCRUBBABLE]
         fields.append((b"accept-encoding", b"identity"))

@@ -220,19 +220,28 @@ class Worker:
         """Ends what has been silent for too long, and tells the governor what was used."""
         while True:
             await anyio.sleep(REPORT_SECONDS)
-            now = self._house.loop.time()
-            for name, run in tuple(self._runs.items()):
-                if run.closed is not None:
-                    continue
-                try:
-                    run.sweep(now)
-                except Exception as error:  # noqa: BLE001  a mistake of ours about one run: the others are served on, and it is no longer
-                    self._house.loop.call_exception_handler({"message": f"sweep of run {name} failed", "exception": error})
-                    run.close("the gateway failed on it")
-                state = (run.used, run.parked)
-                if self._reported.get(name) != state or run.parked:
+            self._sweep()
+            with anyio.move_on_after(REPORT_SECONDS):  # a governor that does not listen keeps nothing else waiting
+                await self._report()
+
+    def _sweep(self) -> None:
+        now = self._house.loop.time()
+        for name, run in tuple(self._runs.items()):
+            if run.closed is not None:
+                continue
+            try:
+                run.sweep(now)
+            except Exception as error:  # noqa: BLE001  a mistake of ours about one run: the others are served on, and it is no longer
+                self._house.loop.call_exception_handler({"message": f"sweep of run {name} failed", "exception": error})
+                run.close("the gateway failed on it")
+
+    async def _report(self) -> None:
+        for name, run in tuple(self._runs.items()):
+            state = (run.used, run.parked)
+            if self._reported.get(name) != state or run.parked:
+                await self._governor.tell(ReportUsage(run=name, used=run.used, parked=run.parked))
+                if name in self._runs:
                     self._reported[name] = state
-                    await self._governor.tell(ReportUsage(run=name, used=run.used, parked=run.parked))
 
     def turned_away(self, peer: Peer, why: str) -> None:
         body = {"process": "gateway", "uid": peer.uid, "pid": peer.pid, "why": why[:500]}
