@@ -46,8 +46,8 @@ class Running:
 
     started: ClassVar[list[int]] = []
 
-    def __init__(self, directory: Path, programs: list[Program]) -> None:
-        self.report = directory / "processes.json"
+    def __init__(self, directory: Path, programs: list[Program], report: Path | None = None) -> None:
+        self.report = report or directory / "processes.json"
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
@@ -192,3 +192,18 @@ def test_a_child_runs_as_its_account_and_cannot_go_back(tmp_path: Path) -> None:
     os.kill(running.pid, signal.SIGTERM)
     running.wait()
     os.close(result)
+
+
+def test_a_report_that_cannot_be_written_ends_nobody_and_is_written_when_it_can(tmp_path: Path) -> None:
+    """A full disk, here a directory that is away: the killed member is started again all the same, and the state is on file once there is room."""
+    place = tmp_path / "run"
+    place.mkdir()
+    running = Running(tmp_path, [Program("one", account("one"), forever)], report=place / "processes.json")
+    first = running.member("one")["pid"]
+    away = place.rename(tmp_path / "away")
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: gone(first))
+    away.rename(place)
+    assert running.member("one", restarts=1)["pid"] != first
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.wait() == 0

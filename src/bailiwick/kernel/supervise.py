@@ -23,6 +23,7 @@ _BACKOFF_SECONDS_FIRST = 0.1
 _BACKOFF_SECONDS_MAX = 5.0
 _STEADY_SECONDS = 10.0  # a process that lived this long starts again without delay
 _LOG_BYTES_MAX = 8 * limits.MIB
+_REPORT_RETRY_SECONDS = 1.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 FINISHED = 0
@@ -63,6 +64,7 @@ class Group:
     ready: Callable[[], None] = lambda: None
     _members: list[_Member] = field(default_factory=list)
     _stopping: bool = False
+    _unreported: bool = False  # the disk did not take the last state
 
     def run(self) -> int:
         """Until a stop signal arrives or the leading process is finished. Returns 0 after an orderly stop."""
@@ -75,12 +77,15 @@ class Group:
             self.ready()
             while not self._stopping:
                 pending = [member.due - time.monotonic() for member in self._members if member.pid is None]
+                pending += [_REPORT_RETRY_SECONDS] if self._unreported else []
                 received = signal.sigtimedwait((*_STOP_SIGNALS, signal.SIGCHLD), max(0.0, min(pending, default=3600.0)))
                 if received is not None and received.si_signo in _STOP_SIGNALS:
                     self._stopping = True
                 self._reap()
                 if not self._stopping:
                     self._restart_due()
+                if self._unreported:
+                    self._write_report()
         finally:
             self._stop()
             with contextlib.suppress(FileNotFoundError):
@@ -120,7 +125,10 @@ class Group:
     def _restart_due(self) -> None:
         due = [member for member in self._members if member.pid is None and member.due <= time.monotonic()]
         for member in due:
-            self._start(member)
+            try:
+                self._start(member)
+            except OSError as error:  # no memory or no process number left: the others live, and this one is tried again
+                member.detail, member.due = f"cannot be started: {error.strerror}", time.monotonic() + _BACKOFF_SECONDS_MAX
         if due:
             self._write_report()
 
@@ -148,9 +156,16 @@ class Group:
             for member in self._members
         ]
         draft = self.report.with_suffix(".new")
-        draft.write_text(json.dumps(state))
-        draft.chmod(0o644)
-        draft.replace(self.report)
+        try:
+            draft.write_text(json.dumps(state))
+            draft.chmod(0o644)
+            draft.replace(self.report)
+        except OSError as error:  # a full disk must not end the processes that live without it
+            if not self._unreported:
+                print(f"state of the processes is not written: {error.strerror}; it is tried again", file=sys.stderr, flush=True)  # noqa: T201
+            self._unreported = True
+        else:
+            self._unreported = False
 
 
 def _wait_gone(pid: int, seconds_max: float) -> bool:
