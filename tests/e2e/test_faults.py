@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,30 @@ GROWTH_BYTES_MAX = 24 * MIB  # of a worker that carries a body without end
 MODEL_URL = "http://198.18.0.2/openai/v1/chat/completions"
 
 
+STUBBORN_TRIES = 400
+STUBBORN = f"""
+import socket, urllib.request
+def bad():
+    with socket.create_connection(("203.0.113.1", 80)) as line:
+        line.sendall(b"GET / HTTP/1.1\\r\\nno field\\r\\n\\r\\n")
+        while line.recv(4096):
+            pass
+for _ in range({STUBBORN_TRIES}):
+    bad()
+urllib.request.urlopen("http://{gates.NAME}/tired")
+bad()
+"""
+WORK = """\
+for name in *; do [ -e "$name" ] || [ -L "$name" ] && printf '%s\\n' "$name"; done | LC_ALL=C sort > /tmp/seen
+cat inner; cat leading-out 2>/dev/null || echo 'nothing there'
+echo changed >> "$(printf 'caf\\351.txt')"
+echo new > "$(printf 'new-\\377')"
+mkfifo pipe; ln -s ../../etc/passwd out; ln -s plain.txt in; chmod 4755 plain.txt
+mknod device c 1 3 2>/dev/null || echo 'no device made'
+wc -l < /tmp/seen
+"""
+
+
 def name(host: str) -> str:
     return f"{host}.internal"
 
@@ -40,6 +65,7 @@ class World:
     stage: Stage
     misbehaving: Misbehaving
     gate: Gate
+    silent: str  # a run that asks the silent host, begun first because it takes as long as a connection may take
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +96,7 @@ def world() -> Iterator[World]:
         "keeper": {"command": ["sh", "work.sh"], "workspace": "odd"},
         "missing": {"command": ["./no-such-program"], "workspace": "caller"},
         "flood": {"command": ["sh", "-c", "yes | head -c 200000000"], "limits": {"wall": "3s"}},
+        "stubborn": {"command": ["python", "-c", STUBBORN], "boundary": [{"allow": ["read"], "http": gates.NAME}]},
     }
     files = {
         "caller/caller.py": program("caller.py"),
@@ -78,7 +105,7 @@ def world() -> Iterator[World]:
         "expired.pem": expired_pem,
     }
     with Stage(agents, pins=pins, files=files) as stage:
-        yield World(stage, misbehaving, gate)
+        yield World(stage, misbehaving, gate, stage.begin("caller", json.dumps([[get("silent", "/")]])))
 
 
 def get(host: str, path: str, *, scheme: str = "https", **more: Any) -> dict[str, Any]:
@@ -104,7 +131,6 @@ CALLS = (
     get("renamed", "/"),
     get("expired", "/"),
     get("nobody", "/", scheme="http"),
-    get("silent", "/"),
     get("faults", "/well"),
 )
 
@@ -125,12 +151,15 @@ class Told:
         return body
 
 
+def tell(done: Done) -> Told:
+    assert done.view.status == 0, done.output + done.said
+    return Told(done, {line["name"]: line for line in map(json.loads, done.said.splitlines())})
+
+
 @pytest.fixture(scope="module")
 def told(world: World) -> Told:
     """Every call side by side, in one run."""
-    done = world.stage.run("caller", json.dumps([[call] for call in CALLS]))
-    assert done.status == 0, done.output + done.said
-    return Told(done, {line["name"]: line for line in map(json.loads, done.said.splitlines())})
+    return tell(world.stage.run("caller", json.dumps([[call] for call in CALLS])))
 
 
 @pytest.mark.parametrize(
@@ -143,11 +172,14 @@ def told(world: World) -> Told:
         ("renamed/", 502, "tls-verification"),
         ("expired/", 502, "tls-verification"),
         ("nobody/", 502, "connect-failed"),
-        ("silent/", 504, "connect-timeout"),
     ],
 )
 def test_an_upstream_that_gives_no_answer(told: Told, call: str, status: int, error: str) -> None:
     """The agent is told that the other side failed, and how, as a problem it can read; the record says the same."""
+    check_no_answer(told, call, status, error)
+
+
+def check_no_answer(told: Told, call: str, status: int, error: str) -> None:
     said = told.said[call]
     assert said["status"] == status, said
     assert said["json"]["type"].endswith(":upstream")
@@ -230,9 +262,7 @@ def thought(world: World) -> Told:
         body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 100}
         return {"name": model, "method": "POST", "url": MODEL_URL, "body": body, "timeout": 2, "read": 4 * MIB}
 
-    done = world.stage.run("thinker", json.dumps([[call(model)] for model in FAULTS]))
-    assert done.status == 0, done.output + done.said
-    return Told(done, {line["name"]: line for line in map(json.loads, done.said.splitlines())})
+    return tell(world.stage.run("thinker", json.dumps([[call(model)] for model in FAULTS])))
 
 
 @pytest.mark.parametrize("model", FAULTS)
@@ -304,17 +334,6 @@ def test_an_agent_that_reads_slowly_slows_its_upstream(world: World) -> None:
     assert json.loads(done.said)["bytes"] >= 20 * MIB
 
 
-WORK = """\
-for name in *; do [ -e "$name" ] || [ -L "$name" ] && printf '%s\\n' "$name"; done | LC_ALL=C sort > /tmp/seen
-cat inner; cat leading-out 2>/dev/null || echo 'nothing there'
-echo changed >> "$(printf 'caf\\351.txt')"
-echo new > "$(printf 'new-\\377')"
-mkfifo pipe; ln -s ../../etc/passwd out; ln -s plain.txt in; chmod 4755 plain.txt
-mknod device c 1 3 2>/dev/null || echo 'no device made'
-wc -l < /tmp/seen
-"""
-
-
 def test_an_odd_workspace_comes_in_and_goes_back_safely(world: World) -> None:
     """Links stay links, pipes, sockets and devices stay out, names need not be UTF-8; what comes back is applied byte for byte, and what could act or lead
     out is refused by name."""
@@ -367,3 +386,23 @@ def test_a_flood_of_output_is_bounded(world: World) -> None:
     assert output.replace("y\n", "") in ("", "y")
     assert world.stage.cli("ps", check=True).returncode == 0
     assert world.stage.left(done.view.run) == []
+
+
+def test_a_flood_of_bad_requests_is_counted(world: World) -> None:
+    """What is refused before it is an action is recorded at a bounded rate; how much was not written is, so that none is forgotten."""
+    run = world.stage.begin("stubborn", "try")
+    world.gate.wait_arrived("tired")
+    tired = time.monotonic()
+    world.stage.wait(lambda: time.monotonic() > tired + 0.5, "time enough to have another one written")
+    world.gate.open("tired")
+    refused = world.stage.wait_ended(run).of("attempt.refused")
+    assert {event["body"]["what"] for event in refused} == {refused[0]["body"]["what"]}
+    assert 64 <= len(refused) < STUBBORN_TRIES / 2
+    assert len(refused) + sum(event["body"].get("suppressed", 0) for event in refused) == STUBBORN_TRIES + 1
+
+
+def test_an_upstream_that_does_not_even_shake_hands(world: World) -> None:
+    """The time to connect is bounded: the agent is told after ten seconds, and nothing else waited for it."""
+    told = tell(world.stage.wait_ended(world.silent))
+    check_no_answer(told, "silent/", 504, "connect-timeout")
+    assert 9_000 < told.outcome("silent/")["duration_ms"] < 15_000

@@ -223,7 +223,9 @@ def test_it_outlives_each_process(stage: Stage, process: str) -> None:
     stage.wait(lambda: stage.api.get(f"/v1/holds/{hold.hold}", HoldView).state == "pending", "the hold, after the kill")
     stage.wait(lambda: stage.cli("approve", hold.hold, "--yes").returncode == 0, "the approval")
     done = stage.wait_ended(run)
-    assert said(done, path)[-1]["status"] == 201, done.said
+    (told,) = said(done, path)
+    assert told["status"] == 201, done.said
+    assert told["tries"] > 1 or process != "gateway-0", "its connection died with the worker"
     assert writes(stage, path) == 1
     assert [event["body"]["hold"] for event in done.of("hold.redeemed")] == [hold.hold]
     assert [other.hold for other in holds(stage, run)] == [hold.hold], "no second hold was opened for the same request"

@@ -63,8 +63,10 @@ def told(status: int, answer: http.client.HTTPResponse, step: dict) -> dict:
 
 def persevere(step: dict) -> dict:
     until = time.monotonic() + AGAIN_SECONDS_MAX
+    tries = 0
     while True:
-        said = ask(step)
+        tries += 1
+        said = {"tries": tries, **ask(step)}
         if not step.get("again") or (said.get("status", 503) not in (502, 503)) or time.monotonic() > until:
             return said
         time.sleep(AGAIN_SECONDS)
