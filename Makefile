@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup setup-test demo test check fuzz bench bench-gateway bench-decision bench-footprint bench-sandbox lock clean
+.PHONY: help setup setup-test demo test check fuzz faults bench bench-gateway bench-decision bench-footprint bench-sandbox lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,9 @@ check: setup-test  ## style, types, import contracts
 
 fuzz: setup-test  ## the fuzz targets for FUZZ_MINUTES (default 60) in all
 	@$(BIN)/python -m tests.fuzz --minutes $${FUZZ_MINUTES:-60}
+
+faults: setup-test  ## kill -9 of every process at FAULT_ROUNDS (default 50) random moments under load
+	@$(BIN)/python -m tests.e2e.kills --rounds $${FAULT_ROUNDS:-50}
 
 bench: bench-decision bench-gateway bench-sandbox bench-footprint  ## every benchmark
 

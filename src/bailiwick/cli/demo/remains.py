@@ -31,6 +31,13 @@ def remains(runs: Sequence[str], *, sandboxes: Path, holders: Collection[int] = 
     return list(dict.fromkeys(found))
 
 
+def processes_of(runs: Sequence[str], *, proc: Path = _PROC) -> list[int]:
+    """The processes inside these runs' sandboxes and those that carry their ids."""
+    marks = [run.encode() for run in runs]
+    own = _ancestors(proc)
+    return [pid for pid in _pids(proc) if pid not in own and _process(proc / str(pid), marks)]
+
+
 def _pids(proc: Path) -> Iterator[int]:
     for entry in proc.iterdir():
         if entry.name.isdigit():
