@@ -10,9 +10,10 @@ def hold(cli: Any) -> str:
 
 
 def test_what_waits_is_shown_whole(cli: Any, hold: str) -> None:
-    """Everything that would be signed over: the action, the body, rules, approvers, expiry, digest."""
+    """Everything that would be signed over: the action, header fields, the body, rules, approvers, expiry, digest."""
     shown = cli("holds")
-    for words in (hold, "PUT https://config.internal/v1/production/flags", '{"rollout": 100}', "deployer.boundary[2]", "oncall", "cdcd"):
+    fields = ("x-amz-target: DynamoDB.DeleteTable", "authorization: (9 bytes of SHA-256 abab")
+    for words in (hold, "PUT https://config.internal/v1/production/flags", *fields, '{"rollout": 100}', "deployer.boundary[2]", "oncall", "cdcd"):
         assert words in shown
     assert cli.json("holds")[0]["hold"] == hold
     assert max(len(line) for line in shown.splitlines()) <= 80

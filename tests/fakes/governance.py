@@ -63,6 +63,11 @@ class FakeGovernance:
             "verb": "write",
             "resource": {"scheme": "https", "host": "config.internal", "port": 443, "method": "PUT", "path": "/v1/production/flags", "query": ""},
             "arguments": {},
+            "fields": [
+                {"name": "authorization", "sha256": "ab" * 32, "size": 9},
+                {"name": "content-type", "value": "application/json"},
+                {"name": "x-amz-target", "value": "DynamoDB.DeleteTable"},
+            ],
             "body": {"sha256": "ab" * 32, "size": 17, "content_type": "application/json"},
         }
         defaults: dict[str, Any] = {

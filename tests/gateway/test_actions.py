@@ -229,7 +229,7 @@ def test_git_fetches_are_reads_and_pushes_are_writes(request_head: RequestHead, 
 def test_the_body_is_known_by_its_type_until_it_is_read() -> None:
     """Without its bytes a body has a content type and no digest; two content types are refused."""
     json_type = (b"content-type", b"Application/JSON")
-    assert act(head("POST", fields=(json_type,), framing="chunked")).body == Body(content_type="application/json")
+    assert act(head("POST", fields=(json_type,), framing="chunked")).body == Body(content_type="Application/JSON")
     whole = Body.of(b"{}", "application/json")
     assert act(head("POST", fields=(json_type,), framing="length", length=2), whole).body is whole
     with pytest.raises(Unclear):

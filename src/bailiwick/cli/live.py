@@ -188,6 +188,9 @@ def held(hold: "HoldView") -> list[str]:
         import json
 
         found += _field("arguments", json.dumps(shown["arguments"], ensure_ascii=False))
+    for header in shown.get("fields", []):
+        if not body.get("size") or header != {"name": "content-type", "value": body.get("content_type")}:  # which stands beside the body
+            found += _field("field", f"{header['name']}: {_value_of(header)}")
     if body.get("size"):
         found += _field("body", f"{terminal.size(int(body['size']))} of {body.get('content_type') or 'no type'}")
         for line in terminal.already_visible(hold.body_text).split("\n"):
@@ -201,6 +204,10 @@ def held(hold: "HoldView") -> list[str]:
         why = f': "{signature["why"]}"' if signature.get("why") else ""
         found += _field("signed", f"{signature.get('outcome', '')} by {signature.get('operator', '')}{why}")
     return found
+
+
+def _value_of(header: dict[str, Any]) -> str:
+    return f"({header['size']} bytes of SHA-256 {header['sha256']})" if "sha256" in header else str(header.get("value", ""))
 
 
 def _field(label: str, text: str) -> list[str]:

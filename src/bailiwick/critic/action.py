@@ -81,14 +81,16 @@ class Action:
     resource: HttpResource | ModelResource
     body: Body = field(default_factory=Body)
     arguments: Mapping[str, Any] = field(default_factory=dict)  # JSON of the protocol that an approver must see; empty for plain HTTP
+    fields: tuple[Mapping[str, Any], ...] = ()  # header fields, as an approver is shown them; known once the action is held
 
     def digest(self) -> str:
-        """Over verb, resource, arguments and body, canonical; not over the run, which the approval binds besides."""
+        """Over verb, resource, arguments, header fields and body, canonical; not over the run, which the approval binds besides."""
         return digest(self.shown())
 
     def shown(self) -> dict[str, Any]:
         body = {"sha256": self.body.sha256, "size": self.body.size, "content_type": self.body.content_type}
-        return {"verb": self.verb.value, "resource": _shown(self.resource), "arguments": dict(self.arguments), "body": body}
+        fields = [dict(each) for each in self.fields]
+        return {"verb": self.verb.value, "resource": _shown(self.resource), "arguments": dict(self.arguments), "fields": fields, "body": body}
 
 
 def _shown(resource: HttpResource | ModelResource) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from itertools import product
 from typing import Final
 from urllib.parse import unquote, unquote_plus, unquote_to_bytes
 
+from bailiwick.broker.inject import CREDENTIAL_FIELDS
+from bailiwick.broker.template import READ_BY
 from bailiwick.critic.action import Action, Body, HttpResource, Verb
 from bailiwick.gateway.layers.heads import RequestHead
 from bailiwick.kernel.canonical import text
@@ -41,7 +43,10 @@ def _spellings(name: str) -> list[bytes]:
 # A request that asks for another method or another target than its own request line.
 _METHOD_FIELDS = frozenset(s for n in ("x-http-method-override", "x-http-method", "x-method-override") for s in _spellings(n))
 _TARGET_FIELDS = frozenset(s for n in ("x-original-url", "x-rewrite-url", "x-original-uri", "x-forwarded-uri", "x-override-url") for s in _spellings(n))
-_OVERRIDES = _METHOD_FIELDS | _TARGET_FIELDS
+_LOOKED_AT = _METHOD_FIELDS | _TARGET_FIELDS | {b"connection"}
+# What says how a request is read or who asks is for everybody on the way (RFC 9110, section 7.6.1): who has the next hop drop it hides what arrives.
+_NOT_OF_ONE_HOP = READ_BY | CREDENTIAL_FIELDS | {b"cookie"}
+_USUAL_OPTIONS = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 _METHOD_WORD = re.compile("".join(f"(?:{letter}|%{ord(letter):x}|%{ord(letter.upper()):x})" for letter in "method"), re.IGNORECASE)
 _METHOD_PARAMETERS = frozenset({"_method", "x-http-method-override", "x-http-method", "x-method-override", "$httpmethod"})
 
@@ -75,8 +80,8 @@ def normalise(head: RequestHead, *, scheme: str, host: str, port: int, run: RunI
     if verb is None:
         raise Unclear("method", f"method {_shown(method)} is not forwarded; must be one of {', '.join(VERBS)}")
     for name, value in head.fields:
-        if name in _OVERRIDES:
-            _refuse_override(name, value, method)
+        if name in _LOOKED_AT:
+            _look_at(name, value, method)
     path, query, ambiguous = _split(head, target)
     if query:
         _check_query(query, method)
@@ -162,8 +167,11 @@ def _check_query(query: str, method: str) -> None:
             raise Unclear("method-override", f"the query parameter {_shown(name)} asks for another method than {method}; send that method itself")
 
 
-def _refuse_override(name: bytes, value: bytes, method: str) -> None:
-    if name in _METHOD_FIELDS:
+def _look_at(name: bytes, value: bytes, method: str) -> None:
+    if name == b"connection":
+        if value not in _USUAL_OPTIONS and (named := {word.strip(b" \t").lower() for word in value.split(b",")} & _NOT_OF_ONE_HOP):
+            raise Unclear("connection-option", f"Connection names {text(min(named))}, which is for everybody on the way; leave it out of Connection")
+    elif name in _METHOD_FIELDS:
         if value.strip().upper() != method.encode():
             raise Unclear("method-override", f"the field {text(name)} asks for another method than {method}; send that method itself")
     else:
@@ -191,7 +199,7 @@ def _body(head: RequestHead) -> Body:
     kinds = [value for name, value in head.fields if name == b"content-type"]
     if len(kinds) > 1:
         raise Unclear("content-type", f"{len(kinds)} Content-Type fields; must be at most one (RFC 9110, 5.3)")
-    return Body(content_type=text(kinds[0]).lower()) if kinds else _NO_BODY
+    return Body(content_type=text(kinds[0])) if kinds else _NO_BODY
 
 
 def _shown(part: str) -> str:

@@ -258,17 +258,17 @@ def _() -> Verdict:
     return judged(exchange(first + get(OPEN, "/private/pipelined")))
 
 
-@attempt("connection-names-authorization", "action.decided", '"allow"', "/public/hop-authorization")
+@attempt("connection-names-authorization", "attempt.refused", '"connection-option"', "authorization")
 def _() -> Verdict:
     """Would have the injected credential dropped on the way, and the agent's own stand."""
     answer = exchange(get(OPEN, "/public/hop-authorization", "Connection: close, Authorization", "Authorization: Bearer stranger"))
-    return b'"authorized": true' not in answer, answer[-120:].decode("latin-1")
+    return answer.startswith(b"HTTP/1.1 200"), answer[-120:].decode("latin-1")
 
 
-@attempt("connection-names-host", "action.decided", '"allow"', "/public/hop-host")
+@attempt("connection-names-host", "attempt.refused", '"connection-option"', "host")
 def _() -> Verdict:
     answer = exchange(get(OPEN, "/public/hop-host", "Connection: close, Host", f"X-Forwarded-Host: {DENIED}"))
-    return b'"host": "open.internal"' not in answer, answer[-120:].decode("latin-1")
+    return answer.startswith(b"HTTP/1.1 200"), answer[-120:].decode("latin-1")
 
 
 @attempt("redirect-to-metadata", "action.decided", '"deny"', "http://169.254.169.254/latest/redirected")
