@@ -419,6 +419,28 @@ async def test_a_leased_host_is_asked_for_whole_answers(tmp_path: Path) -> None:
         assert [request.count(b"range: ") for request in upstream.requests] == [2, 0]
 
 
+async def test_a_credential_in_a_reason_or_a_field_name_goes_no_further(tmp_path: Path) -> None:
+    """A server may echo what it was sent anywhere in a head; names reach the agent in lower case, so they are looked at in every case."""
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        upstream = await place.pin("config.internal")
+        secret = b"S3cr3T-token-value"
+        head = b"HTTP/1.1 299 no %b here\r\nX-%b: 1\r\nX-%b: 1\r\nX-Fine: 1\r\nX-Echo: %b\r\nContent-Length: 0\r\n\r\n"
+        upstream.answers = [head % (secret, secret, base64.b64encode(secret).rstrip(b"="), secret)]
+        place.leased = ["config.internal"]
+        place.broker.lent["config.internal"] = lent(b"Bearer " + secret, secret)
+        place.reopen()
+        wire = await place.dial("config.internal", 80)
+        for _ in range(2):
+            answer = await wire.ask(GET)
+            assert answer.status == 299
+            assert secret.lower() not in answer.head.lower()
+            assert base64.b64encode(secret)[:12].lower() not in answer.head.lower()
+            assert set(answer.fields) == {"x-fine", "x-echo", "transfer-encoding"}
+        assert (await place.finished(2))[1].body["scrubbed"] == 1
+        upstream.answers = [b"HTTP/1.1 404 %b\r\nContent-Length: 0\r\n\r\n" % secret]
+        assert (await wire.ask(GET)).head.startswith(b"HTTP/1.1 404 Not Found\r\n")
+
+
 async def test_a_dead_broker_denies_for_leased_hosts_and_is_named(tmp_path: Path) -> None:
     """Without its credential a request is not sent as somebody else's."""
     async with neighbourhood(tmp_path, CONFIG) as place:

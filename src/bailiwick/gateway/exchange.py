@@ -5,6 +5,7 @@ agent, a slow agent the reading from the upstream, and memory stays flat whateve
 """
 
 import hashlib
+from http import HTTPStatus
 from typing import Any, Literal, Protocol, TypeVar
 
 from bailiwick.critic.action import Action
@@ -29,8 +30,7 @@ DRAINED_BYTES_MAX = 1 * limits.MIB  # of a refused body; a longer one ends the c
 LINGER_SECONDS = 5.0  # for the rest of a refused body: closing on it would take the answer with it
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
-_REASONS = {400: b"Bad Request", 403: b"Forbidden", 408: b"Request Timeout", 413: b"Content Too Large", 431: b"Request Header Fields Too Large",
-            501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout"}  # fmt: skip
+_REASONS = {int(status): status.phrase.encode() for status in HTTPStatus} | {413: b"Content Too Large"}
 
 
 class AgentGone(Exception):
@@ -222,11 +222,7 @@ class Exchange:
             if head.framing != "none" and (head.first(b"content-encoding") or b"identity").lower() != b"identity":
                 self._break_off(UpstreamFailed("answer-encoded", "the answer is compressed although it must not be, so what was injected cannot be taken out"))
                 return
-            seen = b"\n".join([reason, *(part for field in fields for part in field)])
-            if scrubber.value(seen) is not seen:  # one look at all of them; a form never spans a line
-                scrubber.found = 0
-                reason = scrubber.value(reason)
-                fields = [(name, scrubber.value(value)) for name, value in fields if scrubber.value(name) is name]
+            fields, reason = scrubber.fields(fields), _REASONS.get(head.status, b"")
         if self.tap is None and self.call is not None and self.target.route is not None and head.status < 400:
             stream = (head.first(b"content-type") or b"").lower().startswith(b"text/event-stream")
             self.tap = UsageTap(self.target.endpoint or "", stream=stream, content_encoding=(head.first(b"content-encoding") or b"").decode("latin-1") or None)

@@ -15,6 +15,7 @@ from urllib.parse import quote_from_bytes
 
 REPLACEMENT: Final = b"[redacted by bailiwick]"
 SECRET_BYTES_MIN = 6  # shorter ones stand in answers by chance (and guard nothing)
+NAMES_KNOWN_MAX: Final = 256  # of fields that were found clean
 _GATES: Final = (b"%", b"\\", b"&")  # rare bytes: a form that holds one is looked for only where the byte is
 
 
@@ -85,11 +86,13 @@ def _html(secret: bytes) -> Iterable[bytes]:
 class Patterns:
     """The forms of some secrets, made ready once (about 0.1 ms a secret) for any number of answers; kept no longer than the lease they came with."""
 
-    __slots__ = ("_forms", "_gated", "_pattern", "_plain", "_starts", "inner", "longest", "replacement")
+    __slots__ = ("_folded", "_forms", "_gated", "_pattern", "_plain", "_starts", "inner", "longest", "names", "replacement")
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         self._forms = sorted({form for secret in secrets if secret for form in encodings(secret)}, key=lambda form: (-len(form), form))
         least = [form for form in self._forms if not any(other in form for other in self._forms if len(other) < len(form))]  # enough to notice any
+        self._folded = frozenset(form.lower() for form in least)
+        self.names: set[bytes] = set()  # found clean before
         self._plain = [form for form in least if not any(gate in form for gate in _GATES)]
         self._gated = [(gate, [form for form in least if gate in form]) for gate in _GATES]
         self._pattern: re.Pattern[bytes] | None = None
@@ -114,6 +117,14 @@ class Patterns:
                     if form in data:
                         return True
         return False
+
+    def clean_name(self, name: bytes) -> bool:
+        """Whether a field's name, which reaches the agent in lower case, holds a form in no case."""
+        if any(form in name for form in self._folded):
+            return False
+        if len(self.names) < NAMES_KNOWN_MAX:
+            self.names.add(name)
+        return True
 
     @property
     def pattern(self) -> re.Pattern[bytes]:
@@ -188,6 +199,14 @@ class Scrubber:
         clean, count = self._patterns.pattern.subn(lambda _: self._patterns.replacement, data)
         self.found += count
         return clean
+
+    def fields(self, fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """A head's fields, without those whose name holds a form: a name with a part taken out would be another field."""
+        patterns = self._patterns
+        kept = [field for field in fields if field[0] in patterns.names or patterns.clean_name(field[0])]
+        if not patterns or not patterns.occur_in(b"\n".join([value for _, value in kept])):  # one look at all of them; a form never spans a line
+            return kept
+        return [(name, self.value(value)) for name, value in kept]
 
     def _redact(self, buffer: bytes, hold: int) -> bytes:
         """A match that begins in the held tail may still grow into a longer form, so it waits; one that runs into the tail ends the wait."""
