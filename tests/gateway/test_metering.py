@@ -196,3 +196,18 @@ async def test_what_is_set_aside(tmp_path: Path) -> None:
         assert ceiling(BudgetLimits(), asked(service_tier="priority")) == (129_000, fast)
         assert fast > price("openai", "gpt-5.2", 1_000, 128_000)
         assert ceiling(BudgetLimits(), asked(stored_context=True), used=7_000) == (136_000, price("openai", "gpt-5.2", 8_000, 128_000))
+
+
+async def test_a_body_of_no_stated_length_passes_no_bound_on_what_is_sent(tmp_path: Path) -> None:
+    """A chunked upload is measured before a byte of it leaves, where bytes are bounded."""
+    async with neighbourhood(tmp_path, {"allow": ["write"], "http": "config.internal"}, budget=BudgetLimits(egress_bytes=1_000)) as place:
+        upstream = await place.pin("config.internal")
+        wire = await place.dial("config.internal", 80)
+        head = b"POST / HTTP/1.1\r\nHost: config.internal\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert (await wire.ask(head + b"258\r\n" + bytes(600) + b"\r\n0\r\n\r\n")).status == 200
+        refused = await wire.ask(head + b"258\r\n" + bytes(600) + b"\r\n0\r\n\r\n")
+        assert (refused.status, json.loads(refused.body)["rule"]) == (403, "budget/egress_bytes")
+        assert len(upstream.requests) == 1
+        assert b"content-length: 600" in upstream.requests[0]
+        await place.finished()
+        assert place.run.used.egress_bytes == 600

@@ -83,6 +83,8 @@ async def understood(exchange: Exchange) -> Action:
         run.refuse_attempt(unclear.code, f"{target.scheme}://{target.name}:{target.port}", str(unclear))
         raise Refused("unclear", 403, str(unclear), rules=(f"bailiwick.unclear/{unclear.code}",)) from unclear
     if target.route is None or target.endpoint is None:
+        if head.framing == "chunked" and run.order.budget.egress_bytes is not None:
+            await exchange.read_body()  # how much leaves is known, and set aside, before it does
         return action
     raw = await exchange.read_body()
     if (head.first(b"content-encoding") or b"identity").lower() != b"identity":
@@ -110,10 +112,14 @@ def decided(exchange: Exchange, action: Action) -> tuple[Decision, Reservation |
         return decision, None
     reserved: Reservation | Deny
     if call is None or exchange.target.route is None:
-        reserved = run.budget.reserve(calls=1, writes=int(action.verb.is_effect), egress_bytes=exchange.head.length or 0)
+        reserved = run.budget.reserve(calls=1, writes=int(action.verb.is_effect), egress_bytes=_size(exchange))
     else:
-        exchange.call, reserved = metering.reserve(run, exchange.target.route, call, egress_bytes=len(exchange.body or b""))
+        exchange.call, reserved = metering.reserve(run, exchange.target.route, call, egress_bytes=_size(exchange))
     return (reserved, None) if isinstance(reserved, Deny) else (decision, reserved)
+
+
+def _size(exchange: Exchange) -> int:
+    return exchange.head.length or 0 if exchange.body is None else len(exchange.body)
 
 
 async def settled(exchange: Exchange, desk: holds.HoldDesk, action: Action, decision: Decision) -> tuple[Action, Decision]:
