@@ -8,6 +8,8 @@ import pytest
 from tests.fakes.neighbourhood import neighbourhood
 
 from bailiwick.gateway.datagrams import is_answer, serve_dns, watch_attempts
+from bailiwick.kernel.errors import BackendError
+from bailiwick.record.event import Event
 
 pytestmark = pytest.mark.anyio
 
@@ -50,6 +52,33 @@ async def test_a_name_is_answered_from_the_address_that_was_asked(tmp_path: Path
         client.close()
         turns.close()
         assert [event.resource for event in place.recorder.of("name.asked")] == ["config.internal"]
+
+
+async def test_a_name_that_cannot_be_recorded_has_no_address(tmp_path: Path) -> None:
+    """What a restarted worker could not be told is told to nobody: the agent asks again, and the order of addresses is that of the record."""
+    async with neighbourhood(tmp_path) as place:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("127.0.0.1", 0))
+        turns = serve_dns(place.run, server)
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client.connect(server.getsockname())
+        refused: list[Event] = []
+
+        def refuse(event: Event) -> None:
+            refused.append(event)
+            raise BackendError("recorder is down")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place.recorder, "append", refuse)
+            client.send(question("a.example"))
+            await place.until(lambda: len(refused) == 1)
+        assert place.run.names.names() == ()
+        for name in ("b.example", "a.example", "b.example"):
+            client.send(question(name))
+        await place.until(lambda: len(place.recorder.of("name.asked")) == 2)
+        assert tuple(event.resource for event in place.recorder.of("name.asked")) == place.run.names.names() == ("b.example", "a.example")
+        client.close()
+        turns.close()
 
 
 async def test_what_nobody_serves_is_recorded_and_what_is_answered_is_not(tmp_path: Path) -> None:

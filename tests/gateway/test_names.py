@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from bailiwick.gateway import names
 from bailiwick.gateway.names import InvalidName, NamesExhausted, NameTable, normalise
 from bailiwick.kernel import limits
+from bailiwick.kernel.errors import CallerError
 
 LABELS = st.from_regex(r"[a-z][a-z0-9_-]{0,10}[a-z0-9]", fullmatch=True)
 NAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join)
@@ -32,6 +33,48 @@ def test_an_address_is_its_name(asked: list[str]) -> None:
         assert IPv4Address(address) in names.NETWORK
     assert len(set(given_first)) == len(set(asked))
     assert first.names() == tuple(dict.fromkeys(asked))
+
+
+@given(st.lists(NAMES, unique=True, max_size=20), st.lists(NAMES, unique=True, max_size=5), st.integers(0, 20))
+def test_a_table_that_is_told_is_the_same_table(asked: list[str], later: list[str], known: int) -> None:
+    """Names told in the order of their addresses have those addresses, whether or not the table had given some of them out, and others come after."""
+    first, second = NameTable(), NameTable()
+    for name in asked:
+        first.address_of(name)
+    for name in asked[:known]:
+        second.address_of(name)
+    second.tell(first.names())
+    second.tell(first.names()[:known])
+    for name in (*asked, *later):
+        assert second.address_of(name) == first.address_of(name)
+
+
+def test_what_is_told_may_not_move_a_name() -> None:
+    """An address that was given out is told otherwise, a name twice, or what is no name: refused, and nothing is taken."""
+    table = NameTable()
+    table.address_of("a.example")
+    for told in (["b.example"], ["a.example", "b.example", "B.example"], ["a.example", "no name"]):
+        with pytest.raises(CallerError):
+            table.tell(told)
+        assert table.names() == ("a.example",)
+    with pytest.raises(NamesExhausted):
+        table.tell([f"h{number}.example" for number in range(limits.NAMES_PER_RUN_MAX + 1)])
+    table.tell(["a.example", names.PROXY_NAME, "b.example"])
+    assert table.names() == ("a.example", "b.example")
+
+
+def test_only_the_newest_name_is_taken_back() -> None:
+    """What nobody was told goes without a gap; a name that has its address keeps it."""
+    table = NameTable()
+    for name in ("a.example", "b.example"):
+        table.address_of(name)
+    table.take_back("a.example")
+    table.take_back("b.example")
+    assert (table.names(), table.name_of("198.18.1.1")) == (("a.example",), None)
+    assert table.address_of("c.example") == "198.18.1.1"
+    table.take_back(names.MODELS_NAME)
+    NameTable().take_back(names.MODELS_NAME)
+    assert names.MODELS_NAME in NameTable()
 
 
 def test_names_begin_after_the_fixed_addresses() -> None:

@@ -14,11 +14,13 @@ import msgspec
 import pytest
 from tests.fakes.neighbourhood import Neighbourhood, neighbourhood
 
-from bailiwick.critic.boundary import compile_boundary
+from bailiwick.critic.boundary import CompiledBoundary, compile_boundary
 from bailiwick.critic.enforcement import ENFORCEMENT, BudgetLimits, CloseRun, OpenRun, ReportUsage, RunClosed, Usage
+from bailiwick.critic.evaluate import Critic
 from bailiwick.critic.rules import Rule
 from bailiwick.gateway import worker
 from bailiwick.gateway.links import GovernorLink
+from bailiwick.gateway.runs import Run
 from bailiwick.gateway.worker import Worker
 from bailiwick.kernel.channel import Channel, Heartbeat, Message, Received, Reply, connect, serve
 from bailiwick.kernel.errors import BailiwickError, CallerError, NotFound
@@ -103,6 +105,23 @@ async def test_a_run_is_opened_adopted_served_and_closed(tmp_path: Path) -> None
             await anyio.connect_tcp("127.0.0.1", port)
         await built.place.until(lambda: any(isinstance(message, ReportUsage) for message in built.told))
         os.close(write)
+
+
+@pytest.mark.anyio
+async def test_a_restarted_worker_knows_the_names_the_agent_remembers(tmp_path: Path) -> None:
+    """Told in the order of their addresses, as the record has them: what the agent resolved before still leads where it led, what it asks now comes after."""
+    async with neighbourhood(tmp_path, {"allow": ["read"], "http": "config.internal"}) as place:
+        upstream = await place.pin("config.internal")
+        critic = Critic(CompiledBoundary.from_json(place.order().boundary))
+        order = msgspec.structs.replace(place.order(), names=["other.example", "config.internal"])
+        place.run = Run(place.house, order, critic, critic.digest)
+        assert place.run.names.address_of("third.example") == "198.18.1.2"
+        wire = await place.dial("198.18.1.1", 80)
+        answer = await wire.ask(b"GET / HTTP/1.1\r\nHost: config.internal\r\n\r\n")
+        assert (answer.status, len(upstream.requests)) == (200, 1)
+        with pytest.raises(CallerError):
+            place.run.hold_to(msgspec.structs.replace(order, names=["config.internal"], agent="another"), critic, critic.digest)
+        assert place.run.agent == "deployer"
 
 
 @pytest.mark.anyio

@@ -60,6 +60,7 @@ class OpenRun(Message, frozen=True):
     budget: BudgetLimits
     used: Usage
     leased: list[str]  # names of the hosts for which the broker holds a lease of this run
+    names: list[str] = []  # that the run has asked for, in the order of their addresses: what it remembers of them must stay true in another worker
 
 
 class CloseRun(Message, frozen=True):

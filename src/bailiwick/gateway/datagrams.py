@@ -70,7 +70,9 @@ def serve_dns(run: Run, sock: socket.socket) -> Turns:
             run.refuse_attempt("dns", answer.name or "", answer.problem)
         if answer.first and answer.name is not None:
             address = run.names.address_of(answer.name)
-            run.record(events.name_asked(run.house.ids.event(), run.id, run.agent, name=answer.name, address=address))
+            if not run.record(events.name_asked(run.house.ids.event(), run.id, run.agent, name=answer.name, address=address)):
+                run.names.take_back(answer.name)  # another worker would not know it: the agent asks again
+                return True
         if answer.reply is not None:
             sock.sendmsg([answer.reply], [source for item in control if (source := _as_source(*item)) is not None], 0, sender)
         return True

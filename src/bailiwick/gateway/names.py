@@ -5,10 +5,11 @@ says which name was meant, so any protocol is known by name, and no question eve
 """
 
 import re
+from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
 
 from bailiwick.kernel import limits
-from bailiwick.kernel.errors import CallerError
+from bailiwick.kernel.errors import CallerError, Conflict
 
 NETWORK = IPv4Network("198.18.0.0/15")
 PROXY_NAME = "proxy.bailiwick.internal"
@@ -82,6 +83,26 @@ class NameTable:
         self._addresses[plain] = address
         self._names[number] = plain
         return address
+
+    def tell(self, names: Sequence[str]) -> None:
+        """What another table of the run gave out, in the order of the addresses: this one stands for it. Raises Conflict, and takes nothing, where it has
+        given an address out otherwise; InvalidName, NamesExhausted."""
+        told = [plain for name in names if (plain := normalise(name)) not in FIXED]
+        if len(set(told)) != len(told):
+            raise Conflict("a name is told twice; each has one address in a run")
+        if len(told) > limits.NAMES_PER_RUN_MAX:
+            raise NamesExhausted(f"{len(told)} names are told; must be at most {limits.NAMES_PER_RUN_MAX}")
+        for known, name in zip(self.names(), told, strict=False):
+            if known != name:
+                raise Conflict(f"the address of {_short(known)} is told as that of {_short(name)}; a name keeps its address for the run")
+        for name in told:
+            self.address_of(name)
+
+    def take_back(self, name: str) -> None:
+        """The newest name's address, which nobody was told. Nothing for any other name."""
+        if name == next(reversed(self._addresses)) and name not in FIXED:
+            self._next -= 1
+            del self._addresses[name], self._names[self._next]
 
     def name_of(self, address: str) -> str | None:
         """The name an address stands for; IPv4, or IPv6 that maps it (RFC 4291, section 2.5.5.2). None for an address that stands for none."""

@@ -158,6 +158,7 @@ class Run:
         if self._counted.calls:  # bounds may speak of it from now on
             self.budget.replace_limits(order.budget, self.used)
             self._counted = _Counted()
+        self.names.tell(order.names)
         self.order = order
         self.agent = order.agent
         self.critic = critic
