@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,25 +212,26 @@ def test_of_two_that_wait_for_one_grant_one_goes(stage: Stage) -> None:
     assert len(done.of("hold.redeemed")) == 1
 
 
-@pytest.mark.parametrize("process", ["gateway-0", "governor", "recorder", "broker"])
-def test_it_outlives_each_process(stage: Stage, process: str) -> None:
-    """kill -9 while a request is parked: the hold is still there, can be approved, and the agent's next try, or the one that waited, is written once."""
-    path = f"production/killed-{process}"
+@pytest.mark.parametrize("processes", ["gateway-0", "governor", "recorder", "broker", "gateway-0 governor recorder broker"])
+def test_it_outlives_each_process(stage: Stage, processes: str) -> None:
+    """kill -9 while a request is parked, of one process or of all but the sandboxes' parent: the hold is still there, can be approved, and the agent's next
+    try, or the one that waited, is written once."""
+    path = f"production/killed-{processes.replace(' ', '-')}"
     run = begin(stage, [put(path, again=True)])
     hold = wait_pending(stage, run, path)
-    killed = stage.kill(process)
-    stage.wait(lambda: stage.pids().get(process, killed) != killed, f"another {process}")
+    killed = {process: stage.kill(process) for process in processes.split()}
+    stage.wait(lambda: all(stage.pids().get(process, pid) != pid for process, pid in killed.items()), "processes in their place")
     stage.wait_whole()
     stage.wait(lambda: stage.api.get(f"/v1/holds/{hold.hold}", HoldView).state == "pending", "the hold, after the kill")
     stage.wait(lambda: stage.cli("approve", hold.hold, "--yes").returncode == 0, "the approval")
-    done = stage.wait_ended(run)
+    done = stage.wait_ended(run, 60)
     (told,) = said(done, path)
     assert told["status"] == 201, done.said
-    assert told["tries"] > 1 or process != "gateway-0", "its connection died with the worker"
+    assert told["tries"] > 1 or "gateway-0" not in killed, "its connection died with the worker"
     assert writes(stage, path) == 1
     assert [event["body"]["hold"] for event in done.of("hold.redeemed")] == [hold.hold]
     assert [other.hold for other in holds(stage, run)] == [hold.hold], "no second hold was opened for the same request"
-    stage.wait(lambda: positions(stage.events(), "process.ended", process=process), "the kill on the record")
+    stage.wait(lambda: set(killed) <= {event["body"].get("process") for event in stage.events()}, "the kills on the record")
     assert stage.left(run) == []
 
 
@@ -327,3 +329,19 @@ def test_an_agent_cannot_approve(stage: Stage) -> None:
     text = "".join(event["body"].get("text", "") for event in output if event["kind"] == "run.output")
     assert "No such file" in text
     assert not any(line.startswith("/") and line.endswith(".sock") for line in text.splitlines())
+
+
+def test_the_record_is_whole_after_all_of_that(stage: Stage, tmp_path: Path) -> None:
+    """Kills and all, it verifies offline with the public key; every effect that was allowed has one outcome, after its intent."""
+    export = tmp_path / "all.bailiwick"
+    stage.cli("record", "export", "--output", str(export), check=True)
+    key = stage.cli("record", "key", check=True).stdout.strip()
+    verified = stage.cli("record", "verify", str(export), "--key", key)
+    assert verified.returncode == Exit.OK, verified.stdout + verified.stderr
+    events = stage.events()
+    intents = {event["action"]: index for index, event in enumerate(events) if event["kind"] == "action.decided" and event["decision"] == "allow"}
+    outcomes = [(event["action"], index) for index, event in enumerate(events) if event["kind"] == "action.finished"]
+    assert len(outcomes) == len({action for action, _ in outcomes})
+    assert all(intents[action] < index for action, index in outcomes)
+    effects = {action for action, index in intents.items() if events[index]["verb"] == "write"}
+    assert effects <= {action for action, _ in outcomes}
