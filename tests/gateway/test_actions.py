@@ -207,7 +207,7 @@ GIT = ((b"content-type", b"application/x-git-upload-pack-request"),)
         (head(target="/r.git/info/refs?service=git-receive-pack"), Verb.WRITE),
         (head(target="/r.git/info/refs?service=git%2Dreceive-pack"), Verb.WRITE),
         (head(target="/r.git/info/refs?service=git-upload-pack&service=git-receive-pack"), Verb.WRITE),
-        (head("POST", "/r.git/git-upload-pack", fields=GIT, framing="chunked"), Verb.READ),
+        (head("POST", "/r.git/git-upload-pack", fields=GIT, framing="chunked"), Verb.WRITE),
         (head("POST", "/r.git/git-upload-pack", framing="chunked"), Verb.WRITE),
         (head("POST", "/r.git/git-upload-pack?x=1", fields=GIT, framing="chunked"), Verb.WRITE),
         (head("POST", "/r.git/xgit-upload-pack", fields=GIT, framing="chunked"), Verb.WRITE),
@@ -217,8 +217,8 @@ GIT = ((b"content-type", b"application/x-git-upload-pack-request"),)
         (head("POST", "/r.git/git-receive-pack", fields=GIT, framing="chunked"), Verb.WRITE),
     ],
 )
-def test_git_fetches_are_reads_and_pushes_are_writes(request_head: RequestHead, verb: Verb | None) -> None:
-    """Only what a git client sends to fetch is a read; the discovery before a push is a write already."""
+def test_what_git_sends_is_marked_and_its_posts_are_writes_until_the_repository_is_known(request_head: RequestHead, verb: Verb | None) -> None:
+    """The discovery before a fetch is a read, the one before a push a write already; whether a POST is a fetch, `git` says."""
     if verb is None:
         with pytest.raises(Unclear):
             act(request_head)

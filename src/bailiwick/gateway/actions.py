@@ -179,8 +179,8 @@ def _look_at(name: bytes, value: bytes, method: str) -> None:
 
 
 def _git(head: RequestHead, path: str, query: str, verb: Verb) -> tuple[Verb, dict[str, str]]:
-    """Git's smart HTTP (gitprotocol-http): fetching posts what it has, so its POST is a read; the discovery before a push is part of the push. Whoever
-    posts to such a path something else than the fetch request's content is writing, as any POST is."""
+    """Git's smart HTTP (gitprotocol-http): what a client sends to fetch is marked, and `git` says whether it is a read; the discovery before a push is part
+    of the push."""
     if path.endswith("/info/refs"):
         asked = unquote_plus(query)
         if GIT_RECEIVE in asked:
@@ -189,7 +189,7 @@ def _git(head: RequestHead, path: str, query: str, verb: Verb) -> tuple[Verb, di
     if path.endswith("/" + GIT_UPLOAD) and head.method == "POST" and not query:
         kinds = [value for name, value in head.fields if name == b"content-type"]
         if kinds == [_GIT_UPLOAD_CONTENT]:
-            return Verb.READ, {"git": "upload-pack"}
+            return verb, {"git": "upload-pack"}
     if path.endswith("/" + GIT_RECEIVE):
         return verb, {"git": "receive-pack"}
     return verb, {}

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from bailiwick.critic.action import Action
 from bailiwick.gateway.events import Outcome
+from bailiwick.gateway.git import Repository, announced
 from bailiwick.gateway.layers.heads import RequestHead, ResponseHead
 from bailiwick.gateway.layers.http1 import end_to_end, response_bytes
 from bailiwick.gateway.layers.scrub import Scrubber
@@ -70,6 +71,7 @@ class Exchange:
         self.scrubber: Scrubber | None = None
         self.call: ModelCall | None = None
         self.tap: UsageTap | None = None
+        self.repository: Repository | None = None  # that its answer may announce
         self.body: bytes | None = None  # once it was read whole
         self.request_done = False
         self.answer_done = False
@@ -216,6 +218,8 @@ class Exchange:
     def answer_head(self, head: ResponseHead) -> None:
         self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
         self.outcome.status = head.status
+        if self.repository is not None and announced(head.status, head.first(b"content-type")):
+            self.run.repositories.add(self.repository)
         fields, reason = end_to_end(head.fields), head.reason
         scrubber = self.scrubber
         if scrubber is not None:

@@ -9,6 +9,7 @@ from bailiwick.critic.budget import Budget
 from bailiwick.critic.decision import Decision, Retry
 from bailiwick.critic.enforcement import ModelRoute, OpenRun, Usage
 from bailiwick.gateway import events
+from bailiwick.gateway.git import Repositories
 from bailiwick.gateway.layers.tls import Front
 from bailiwick.gateway.leases import LeaseShelf
 from bailiwick.gateway.names import NameTable
@@ -145,6 +146,7 @@ class Run:
         self.connections: set[Closable] = set()
         self.unfinished: dict[str, Action] = {}
         self.unknown: list[str] = []  # actions whose outcome was recorded as that
+        self.repositories = Repositories()
         self.authorities: dict[str, tuple[str, int | None]] = {}  # as written by the agent; see target
         self.parked = 0
         self.buffered = 0  # bytes of bodies that wait for their decision

@@ -13,6 +13,7 @@ from bailiwick.critic.enforcement import Usage
 from bailiwick.gateway import actions, events, holds, metering, models
 from bailiwick.gateway.exchange import AgentGone, Exchange
 from bailiwick.gateway.fields import signed_fields
+from bailiwick.gateway.git import announcing
 from bailiwick.gateway.layers.http1 import end_to_end, request_bytes
 from bailiwick.gateway.leases import Lent
 from bailiwick.gateway.runs import Refused, Run, dead
@@ -82,6 +83,8 @@ async def understood(exchange: Exchange) -> Action:
     except actions.Unclear as unclear:
         run.refuse_attempt(unclear.code, f"{target.scheme}://{target.name}:{target.port}", str(unclear))
         raise Refused("unclear", 403, str(unclear), rules=(f"bailiwick.unclear/{unclear.code}",)) from unclear
+    if action.arguments:  # of git's
+        exchange.repository, action = announcing(action), run.repositories.judged(action)
     if target.route is None or target.endpoint is None:
         if head.framing == "chunked" and run.order.budget.egress_bytes is not None:
             await exchange.read_body()  # how much leaves is known, and set aside, before it does
