@@ -185,6 +185,16 @@ def test_a_place_can_be_asked_for() -> None:
     assert document.finding(("a", "b", 0), "is wrong") == Finding("b.yaml", 3, 7, "a.b[0]", "is wrong")
 
 
+def test_a_credential_where_a_name_belongs_is_not_repeated() -> None:
+    """Even an error that names the value it refuses does not show one that looks like a secret; another it shows."""
+    secret = "sk-live-0f93b1d2c4a5968778a1"
+    (said,) = findings("{title: a, things: [{kind: " + secret + "}]}")
+    assert said.startswith("b.yaml:1:")
+    assert secret not in said
+    assert "looks like a secret" in said
+    assert "'medium'" in findings("{title: a, things: [{kind: medium}]}")[0]
+
+
 def test_no_secret_looking_input_in_an_error() -> None:
     """A value in a wrong place is not repeated by a type error: it may be a secret."""
     said = "\n".join(findings("title: a\ninner: {name: a, count: planted-s3cret}\nmany: planted-s3cret\n"))

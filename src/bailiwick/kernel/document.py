@@ -4,6 +4,7 @@ YAML 1.1 by PyYAML's safe loader, without its surprises: duplicate keys, anchors
 pydantic's; its errors are placed on the node they speak of.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,7 +122,9 @@ def validate(document: Document, model: type[Model]) -> Model:
     try:
         return model.model_validate(value)
     except pydantic.ValidationError as error:
-        raise Invalid([document.finding(_inside(document, item["loc"]), _say(item)) for item in error.errors(include_url=False)]) from error
+        raise Invalid(
+            [document.finding(_inside(document, item["loc"]), _covered(_say(item), item["input"])) for item in error.errors(include_url=False)]
+        ) from error
 
 
 class _Composer(yaml.SafeLoader):
@@ -152,6 +155,8 @@ class _Composer(yaml.SafeLoader):
         return node
 
 
+_TOKEN_LIKE = re.compile(r"[A-Za-z0-9+/=_-]{20,}")
+_TOKEN_DIGITS_MIN = 3
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")}
 _TEXT = "tag:yaml.org,2002:str"
 
@@ -217,6 +222,14 @@ def _dotted(path: tuple[str | int, ...]) -> str:
     for step in path:
         shown += f"[{step}]" if isinstance(step, int) else f".{step}" if shown else str(step)
     return shown
+
+
+def _covered(message: str, given: object) -> str:
+    """A value that stands where it does not belong may be a credential: what looks like one is not repeated, though the rest of the message is."""
+    for word in _TOKEN_LIKE.findall(repr(given)):
+        if sum(map(str.isdigit, word)) >= _TOKEN_DIGITS_MIN:
+            message = message.replace(word, "(not shown: it looks like a secret)")
+    return message
 
 
 def _say(item: Any) -> str:
