@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,15))' 2>/dev/null && command -v $$p && break; done)
 VENV := .venv
+# Where tools/system unpacks what it may not install; nginx is not on everybody's PATH.
+export PATH := $(PATH):/usr/sbin:$(CURDIR)/.tools/usr/bin:$(CURDIR)/.tools/usr/sbin
 BIN := $(VENV)/bin
 
 .PHONY: help setup setup-test demo test check fuzz faults bench bench-gateway bench-decision bench-footprint bench-sandbox lock clean

@@ -77,3 +77,16 @@ def test_an_invalid_file_is_not_loaded(here: Path) -> None:
     (here / "bailiwick.yaml").write_text("agents: {a: {command: []}}\n")
     with pytest.raises(Invalid):
         load_configuration(here / "bailiwick.yaml")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "says"),
+    [
+        ("    workspace: ./work", "    models: {provider: foo, allow: [m]}", "provider 'foo' is not served; must be one of openai, anthropic"),
+        ("{uid: 1000, roles: [approver]}", "{user: nobody-such, roles: [approver]}", "no user 'nobody-such'"),
+    ],
+)
+def test_what_would_fail_at_the_start_is_found_before_it(here: Path, good: str, bad: str, says: str) -> None:
+    """A provider nobody serves, a person this machine does not know."""
+    found = findings(here, GOOD.replace(good, bad, 1))
+    assert any(says in finding for finding in found), found

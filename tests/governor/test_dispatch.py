@@ -135,6 +135,7 @@ class Stage:
                 workers={"gateway-0": near},
                 recorder=near,
                 usage=lambda run: Usage(calls=2),
+                refusals=lambda run: (1, 3),
                 leases=lambda run: dict(self.recorded_leases),
                 checkpoint=_nothing,
                 void_holds=_nothing,
@@ -195,6 +196,7 @@ async def test_every_step_has_its_cause_on_file_before_it_is_taken(stage: Stage)
     assert positions == sorted(positions)
     assert (row.state, row.cause, row.status) == (RunState.ENDED, "exited", 0)
     assert row.usage == Usage(calls=2)
+    assert (row.held, row.denied) == (1, 3)
     assert stage.dispatcher.live == {}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.governor.test_dispatch import definition
 
-from bailiwick.critic.enforcement import ReportUsage, Usage
+from bailiwick.critic.enforcement import RedeemHold, ReportUsage, Usage
 from bailiwick.governor.configuration import Agent
 from bailiwick.governor.definition import Installation
 from bailiwick.governor.lifecycle import RunState
@@ -63,6 +63,7 @@ async def governor(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Governor
             return
 
     governor._dispatch.record = record  # type: ignore[method-assign]
+    governor._reading.refusals = lambda run: (0, 0)  # type: ignore[method-assign]
     governor._tasks = Tasks()  # type: ignore[assignment]
     yield governor
     governor._runs.close()
@@ -111,6 +112,16 @@ async def test_a_worker_speaks_for_its_own_runs_only(governor: Governor) -> None
     assert (live.used, live.parked) == (Usage(calls=9), 1)
     with pytest.raises(Forbidden, match="not served by"):
         governor._served(view.run, other)
+
+
+async def test_a_paused_run_uses_no_grant_up(governor: Governor) -> None:
+    """What was parked when the run was frozen is not forwarded because somebody signed it meanwhile; the grant stays."""
+    view = await governor.request_run(RunRequest(agent="deployer"), OPERATOR)
+    live = governor._dispatch.live[view.run]
+    live.state = RunState.PAUSED
+    told: Any = None
+    with pytest.raises(Conflict, match="paused"):
+        await governor._from_worker(live.worker, told, Received(RedeemHold(hold="hold-1", run=view.run, digest="d", policy="p")))
 
 
 async def test_the_wall_clock_stands_still_for_sign_off_but_not_for_ever(governor: Governor) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import pydantic
 
-from bailiwick.api.operators import OperatorSection
+from bailiwick.api.operators import Directory, OperatorSection
 from bailiwick.broker.configuration import CredentialConfiguration
 from bailiwick.critic.enforcement import HostPin
 from bailiwick.critic.rules import ApproverGroup
@@ -155,6 +155,10 @@ def _across(document: Document, configuration: Configuration, directory: Path) -
             if configuration.operators and operator not in configuration.operators:
                 known = ", ".join(configuration.operators)
                 findings.append(document.finding(("approvers", group, "operators", index), f"operator {operator!r} is not declared; declared: {known}"))
+    try:
+        Directory(configuration.operators, starter_uid=os.getuid(), separate=os.getuid() == 0)
+    except CallerError as error:
+        findings.append(document.finding(("operators",), str(error)))
     if not findings:
         findings += _policies(document, configuration, directory)
     return findings

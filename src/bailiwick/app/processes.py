@@ -56,6 +56,7 @@ def up(
         authority_fd, certificate = _make_authority()
         _load_what_is_loaded_late()
         confine.settle()
+        confine.undumpable()  # the parent keeps the descriptors of the starter's environment and of the interception key
         programs = _programs(path, configuration, layout, accounts, listeners, (environment_fd, authority_fd), certificate, idle_exit_seconds)
         return Group(programs, layout.sockets / "processes.json", layout.logs, ready).run()
 

@@ -119,7 +119,7 @@ class Rule(Section):
 
     @property
     def wait_seconds(self) -> float:
-        return limits.HOLD_WAIT_SECONDS if self.wait is None else self.wait
+        return float(limits.HOLD_WAIT_SECONDS) if self.wait is None else self.wait
 
     def written(self) -> str:
         """The rule as a line of the configuration."""

@@ -18,6 +18,11 @@ _LATER = {
     "delegates_to": "delegation comes with a later version; remove it",
 }
 
+PROVIDERS = {  # (dialect, host, base URL's path, variable of the base URL, variable of the key)
+    "openai": ("openai", "api.openai.com", "/openai/v1", "OPENAI_BASE_URL", "OPENAI_API_KEY"),
+    "anthropic": ("anthropic", "api.anthropic.com", "/anthropic", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+}
+
 Positive = Annotated[int, pydantic.Field(gt=0)]
 
 
@@ -68,6 +73,14 @@ class Agent(Section):
             for key, message in _LATER.items():
                 if key in value:
                     raise ValueError(f"{key}: {message}")
+        return value
+
+    @pydantic.field_validator("models")
+    @classmethod
+    def _served(cls, value: list[ModelRules]) -> list[ModelRules]:
+        for rules in value:
+            if rules.provider not in PROVIDERS:
+                raise ValueError(f"provider {rules.provider!r} is not served; must be one of {', '.join(PROVIDERS)}, or reach it by a rule for its host")
         return value
 
     @pydantic.field_validator("models", mode="before")

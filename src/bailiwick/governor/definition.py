@@ -11,7 +11,7 @@ from bailiwick.broker.inject import PLACEHOLDER
 from bailiwick.critic.boundary import CompiledBoundary, compile_boundary
 from bailiwick.critic.enforcement import BudgetLimits, HostPin, ModelRoute
 from bailiwick.critic.rules import ApproverGroup, ModelRules, grants_port
-from bailiwick.governor.configuration import Agent, RunLimits
+from bailiwick.governor.configuration import PROVIDERS, Agent, RunLimits
 from bailiwick.governor.runtime import Runtime, search_path
 from bailiwick.governor.views import RunRequest
 from bailiwick.kernel.errors import CallerError, NotFound
@@ -22,11 +22,6 @@ AD_HOC = "command"
 """The agent name of a command that the configuration does not declare."""
 
 MODELS_ADDRESS = "198.18.0.2"
-
-_PROVIDERS = {  # provider: (dialect, host, base URL's path, variable of the base URL, variable of the key)
-    "openai": ("openai", "api.openai.com", "/openai/v1", "OPENAI_BASE_URL", "OPENAI_API_KEY"),
-    "anthropic": ("anthropic", "api.anthropic.com", "/anthropic", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +120,14 @@ def _define(run: RunId, name: str, agent: Agent, runtime: Runtime, request: RunR
 
 
 def _route(rules: ModelRules) -> ModelRoute:
-    dialect, host, *_ = _PROVIDERS[rules.provider]
+    dialect, host, *_ = PROVIDERS[rules.provider]
     return ModelRoute(provider=rules.provider, dialect=dialect, host=host)
 
 
 def _environment(run: RunId, task: str, agent: Agent, trees: list[str]) -> dict[str, str]:
     environment = {"PATH": search_path(trees), "BAILIWICK_RUN": run, "BAILIWICK_TASK": task, "LANG": "C.UTF-8"}
     for rules in agent.models:
-        _, _, base, base_variable, key_variable = _PROVIDERS[rules.provider]
+        _, _, base, base_variable, key_variable = PROVIDERS[rules.provider]
         environment[base_variable] = f"http://{MODELS_ADDRESS}{base}"
         environment[key_variable] = PLACEHOLDER
     return environment | agent.environment

@@ -72,6 +72,7 @@ class Neighbours:
     workers: Mapping[str, Link]
     recorder: RecordClient
     usage: Callable[[str], Usage]  # by the record
+    refusals: Callable[[str], tuple[int, int]]  # by the record: actions held, and denied
     leases: Callable[[str], dict[str, str]]  # by the record: lease id and expiry, in the order they were granted
     checkpoint: Callable[[], Awaitable[None]]
     void_holds: Callable[[str], Awaitable[None]]  # of a run that is ending
@@ -206,7 +207,7 @@ class Dispatcher:
             "recorder",
             lambda: self.record(live, "run.ended", cause=ending.cause, detail=ending.detail, status=ending.status, used=msgspec.to_builtins(used)),
         )
-        self._runs.note_ended(live.run, timestamp(self._clock.now()), used)
+        self._runs.note_ended(live.run, timestamp(self._clock.now()), used, self._near.refusals(live.run))
         self._move(live, CleanedUp())
         with anyio.move_on_after(limits.CALL_SECONDS_MAX):
             try:

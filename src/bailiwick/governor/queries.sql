@@ -23,7 +23,7 @@ UPDATE runs SET started = :started WHERE run = :run;
 UPDATE runs SET cause = :cause, detail = :detail, status = :status WHERE run = :run AND cause = '';
 
 -- note_ended: The run is over and its totals are final.
-UPDATE runs SET ended = :ended, usage = :usage WHERE run = :run;
+UPDATE runs SET ended = :ended, usage = :usage, held = :held, denied = :denied WHERE run = :run;
 
 -- note_elapsed: How much of its wall clock the run has used, so that a governor that was started anew goes on counting.
 UPDATE runs SET elapsed_seconds = :elapsed_seconds WHERE run = :run;

@@ -66,7 +66,7 @@ class Reading:
 
     def usage(self, run: str) -> Usage:
         found = self._reader().usage(RunId(run))
-        return Usage(calls=found.calls, writes=found.writes, tokens=found.tokens, microusd=found.microusd)
+        return Usage(calls=found.calls, writes=found.writes, tokens=found.tokens, microusd=found.microusd, egress_bytes=found.egress_bytes)
 
     def leases(self, run: str) -> dict[str, str]:
         """What the run was lent: lease id and expiry, in the order they were first granted."""

@@ -40,6 +40,8 @@ class RunRow:
     changes: dict[str, Any] | None = None
     archive: str | None = None
     applied: str | None = None
+    held: int = 0
+    denied: int = 0
 
 
 class Runs:
@@ -89,8 +91,10 @@ class Runs:
     def note_ending(self, run: str, ending: Ending) -> None:
         self._write("note_ending", run=run, cause=ending.cause, detail=ending.detail, status=ending.status)
 
-    def note_ended(self, run: str, ended: str, used: Usage) -> None:
-        self._write("note_ended", run=run, ended=ended, usage=msgspec.json.encode(used))
+    def note_ended(self, run: str, ended: str, used: Usage, refusals: tuple[int, int]) -> None:
+        """`refusals` are how many actions were held, and how many denied."""
+        held, denied = refusals
+        self._write("note_ended", run=run, ended=ended, usage=msgspec.json.encode(used), held=held, denied=denied)
 
     def note_elapsed(self, run: str, elapsed_seconds: float) -> None:
         self._write("note_elapsed", run=run, elapsed_seconds=elapsed_seconds)

@@ -73,6 +73,7 @@ class Governor:
             workers=workers,
             recorder=self._recorder,
             usage=self._reading.usage,
+            refusals=self._reading.refusals,
             leases=self._reading.leases,
             checkpoint=lambda: self._reading.take_checkpoint(self._recording),
             void_holds=self._void_holds,
@@ -81,6 +82,7 @@ class Governor:
         self._signoffs = Signoffs(layout.governor / "holds.db", self._recorder, workers, self._dispatch.live, installation.approvers, clock)
         self._tasks: anyio.abc.TaskGroup | None = None
         self._restarts: dict[str, int] | None = None  # of each process, as seen last
+        self._stopped_by = ""  # an operator's name; a signal has none
         self.stopping = anyio.Event()
         self.idle_since = clock.monotonic()
 
@@ -128,13 +130,9 @@ class Governor:
 
     async def _announce(self) -> None:
         """Until the record takes it: what this installation is and can promise."""
-        body = {
-            "version": bailiwick.__version__,
-            "configuration": self._configuration,
-            "separate_accounts": self._separate,
-            "landlock": confine.landlock_version(),
-        }
-        while not await self._try_to_record("installation.started", **body):  # noqa: ASYNC110  it waits for another process
+        body = {"version": bailiwick.__version__, "configuration": self._configuration}
+        promises = {"separate_accounts": self._separate, "landlock": confine.landlock_version()}
+        while not await self._try_to_record("installation.started", **body, **promises):  # noqa: ASYNC110  it waits for another process
             await anyio.sleep(_TICK_SECONDS_IDLE)
 
     async def _record(self, kind: str, **body: object) -> None:
@@ -199,7 +197,7 @@ class Governor:
                 except BailiwickError:
                     live.finish(Ending("killed", "the installation is stopping"))
         await self._dispatch.wait_empty()
-        await self._try_to_record("installation.stopped")
+        await self._try_to_record("installation.stopped", operator=self._stopped_by)
 
     async def _greet_launcher(self) -> None:
         listed = await self._link("launcher").call_now(ListSandboxes())
@@ -241,16 +239,18 @@ class Governor:
                 self._served(asked.run, name)
                 return Reply(await self._signoffs.open(asked))
             case RedeemHold() as asked:
-                self._served(asked.run, name)
+                if self._served(asked.run, name).state is RunState.PAUSED:
+                    raise Conflict(f"run {asked.run} is paused; the grant stays until it is resumed, ask again then")
                 await self._signoffs.redeem(asked)
                 return None
             case other:
                 raise CallerError(f"a gateway worker sent {type(other).__name__}; OpenHold, RedeemHold and ReportUsage are expected")
 
-    def _served(self, run: str, worker: str) -> None:
+    def _served(self, run: str, worker: str) -> Live:
         live = self._dispatch.live.get(run)
         if live is None or live.worker != worker:
             raise Forbidden(f"run {run} is not served by {worker}")
+        return live
 
     # What operators ask.
 
@@ -375,7 +375,7 @@ class Governor:
         return render_policy(compiled(agent, declared, self._installation))
 
     async def shutdown(self, operator: Operator) -> None:
-        await self._try_to_record("installation.stopped", operator=operator.name, ordered=True)
+        self._stopped_by = operator.name
         self.stopping.set()
 
     def _living(self, run: RunId) -> Live:
@@ -387,7 +387,7 @@ class Governor:
 
     def _view(self, row: RunRow, *, counted: bool = False) -> RunView:
         live = self._dispatch.live.get(row.run)
-        refusals = self._reading.refusals(row.run) if counted else (0, 0)
+        refusals = self._reading.refusals(row.run) if live is not None or counted else (row.held, row.denied)
         return view_of(row, live, identity=self._identity(row), refusals=refusals)
 
     def _identity(self, row: RunRow) -> str:

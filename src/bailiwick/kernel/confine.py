@@ -58,6 +58,11 @@ def harden() -> None:
     os.umask(0o077)
 
 
+def undumpable() -> None:
+    """No core dump of this process, and nobody of its uid reads its memory or opens its descriptors through /proc. An exec undoes it."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
 def settle() -> None:
     """After the imports, before the fork: what is there now is not garbage, and stays shared between the processes."""
     gc.collect()

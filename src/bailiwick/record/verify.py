@@ -93,7 +93,7 @@ class _Verification:
         self._tree = CompactRange()
         self._header, self._key = self._read_header(verifier)
         self._signed = self._checked(self._header.checkpoint)
-        self._kept = self._checked(kept) if kept is not None else None
+        self._kept = self._known(kept) if kept is not None else None
         self._proved = 0  # the size of the last checkpoint whose root was right
         self._checkpoints = 0
         self._events = 0
@@ -230,6 +230,13 @@ class _Verification:
             which = "it was" if first == checkpoint.size else f"it or one of those up to {checkpoint.size} was"
             raise Tampered(f"{which} changed: the tree of {self._tree.size} events does not have the signed root", first)
         self._proved = checkpoint.size
+
+    def _known(self, kept: str) -> Checkpoint:
+        """The checkpoint that was kept elsewhere. One that does not hold is the caller's fault, not the export's."""
+        try:
+            return self._checked(kept)
+        except Tampered as error:
+            raise CallerError(f"the kept checkpoint is not one of this record: {error.what}; give the note exactly as it was kept") from error
 
     def _compare_kept(self) -> None:
         if self._kept is not None and self._kept.size == self._tree.size:

@@ -33,7 +33,10 @@ MASKED_DIRECTORIES = ("acpi", "scsi", "asound", "driver", "fs", "bus", "irq", "t
 
 def find_bubblewrap() -> str:
     """BackendError, with the way out, when it is not installed."""
-    found = shutil.which("bwrap", path="/usr/bin:/usr/local/bin:/bin:/run/current-system/sw/bin")
+    places = "/usr/bin:/usr/local/bin:/bin:/run/current-system/sw/bin"
+    if os.getuid() != 0:  # whose PATH it is decides nothing that is not theirs already
+        places += os.pathsep + os.environ.get("PATH", "")
+    found = shutil.which("bwrap", path=places)
     if found is None:
         raise BackendError("bubblewrap is not installed: no bwrap in /usr/bin; install the package bubblewrap of your distribution")
     return found
@@ -52,7 +55,7 @@ def command(program: str, spec: SandboxSpec) -> list[str]:
 
 def options(program: str, spec: SandboxSpec) -> bytes:
     """Everything but the command, as `--args` reads it."""
-    words = [*_namespaces(program), *_files(spec), *_environment(surroundings.environment(spec.environment))]
+    words = [*_namespaces(program), *_base(), *_places(spec.trees), *_environment(surroundings.environment(spec.environment))]
     return b"".join(os.fsencode(word) + b"\0" for word in words)
 
 
@@ -65,20 +68,26 @@ def _namespaces(program: str) -> Iterator[str]:
     yield from ("--seccomp", str(SECCOMP), "--info-fd", str(INFO), "--chdir", surroundings.WORKSPACE)
 
 
-def _files(spec: SandboxSpec) -> Iterator[str]:
+@cache
+def _base() -> tuple[str, ...]:
+    """What the machine has is looked at once: its links into /usr, the kernel's files."""
+    return (*_system(), "--ro-bind", ETC, "/etc", "--proc", "/proc", "--dev", "/dev", "--bind", f"{DISK}/shm", "/dev/shm", "--remount-ro", "/dev", *_masked())  # noqa: S108  (the sandbox's)
+
+
+def _system() -> Iterator[str]:
     yield from ("--ro-bind", "/usr", "/usr")
     for name in _MERGED:
         if Path(f"/{name}").is_symlink():
             yield from ("--symlink", str(Path(f"/{name}").readlink()).lstrip("/"), f"/{name}")
         elif Path(f"/{name}").is_dir():
             yield from ("--ro-bind", f"/{name}", f"/{name}")
-    yield from ("--ro-bind", ETC, "/etc", "--proc", "/proc", "--dev", "/dev")
-    yield from ("--bind", f"{DISK}/shm", "/dev/shm", "--remount-ro", "/dev")  # noqa: S108  (the sandbox's)
-    yield from _masked()
+
+
+def _places(trees: list[str]) -> Iterator[str]:
     for part, place in (("tmp", "/tmp"), ("var-tmp", "/var/tmp"), ("home", surroundings.HOME), ("workspace", surroundings.WORKSPACE)):  # noqa: S108
         yield from ("--bind", f"{DISK}/{part}", place)
     yield from ("--dir", "/run", "--dir", "/root")
-    for number, tree in sorted(enumerate(spec.trees), key=lambda item: item[1].count("/")):  # an inner one lies over its outer one
+    for number, tree in sorted(enumerate(trees), key=lambda item: item[1].count("/")):  # an inner one lies over its outer one
         yield from ("--ro-bind", tree_place(number), tree)
     for store in surroundings.java_stores():
         yield from ("--ro-bind", ETC + surroundings.JAVA_STORE.removeprefix("/etc"), store)
