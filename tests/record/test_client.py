@@ -12,8 +12,8 @@ from bailiwick.kernel import limits
 from bailiwick.kernel.clock import SystemClock
 from bailiwick.kernel.errors import BailiwickError, CallerError, Forbidden
 from bailiwick.kernel.layout import Layout
-from bailiwick.record.client import RecordClient, RecorderDown
-from bailiwick.record.event import Event
+from bailiwick.record.client import GRACE_SECONDS, RecordClient, RecorderDown
+from bailiwick.record.event import Event, encode
 from bailiwick.record.repository import RecordReader
 
 pytestmark = pytest.mark.anyio
@@ -112,4 +112,77 @@ async def test_a_recorder_that_hangs_is_left(
             await anyio.sleep(0.02)
     assert await client.append_durably(event(), seconds_max=5) == 12
     assert read().head().size == 12
+    await client.close()
+
+
+async def test_an_encoded_event_is_appended_like_any(layout: Layout, recorder: Any, read: Callable[[], RecordReader], event: Make) -> None:
+    """In the order of all appends, and read as strictly: what is no event is refused by the recorder, and its neighbours are not."""
+    refused: list[BailiwickError] = []
+    client = RecordClient(layout.socket("recorder"), clock=SystemClock(), refused=refused.append)
+    await client.start()
+    made = [event() for _ in range(9)]
+    await client.append_durably(made[0])
+    for each in made[1:4]:
+        client.append_encoded(encode(each).decode())
+    client.append(made[4])
+    for each in made[5:8]:
+        client.append_encoded(encode(each).decode())
+    assert await client.append_durably(made[8]) == 9
+    assert [each.event for each in read().events()] == made
+    client.append_encoded('{"id":"e-1","kind":"action.decided","time":"now", "v":1}')
+    await client.append_durably(event())
+    assert len(refused) == 1
+    assert read().head().size == 10
+    await client.close()
+
+
+async def test_encoded_events_are_bound_as_all_are(layout: Layout, recorder: Any, event: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more are unacknowledged than may be; half of that is `behind`, and whoever waits for it to pass is called once it has."""
+    monkeypatch.setattr(limits, "EVENTS_UNACKNOWLEDGED_MAX", 10)
+    client = RecordClient(layout.socket("recorder"), clock=SystemClock())
+    await client.start()
+    await client.append_durably(event())
+    called: list[bool] = []
+    for number in range(10):
+        assert client.behind is (number >= 5)
+        client.append_encoded(encode(event()).decode())
+    client.when_caught_up(lambda: called.append(client.behind))
+    with pytest.raises(RecorderDown, match="10 events are unacknowledged"):
+        client.append_encoded(encode(event()).decode())
+    assert not client.healthy
+    with anyio.fail_after(5):
+        while not called:
+            await anyio.sleep(0.002)
+    assert called == [False]
+    assert client.healthy
+    await client.close()
+    with pytest.raises(RecorderDown, match="closed"):
+        client.append_encoded(encode(event()).decode())
+
+
+async def test_a_recorder_that_is_silent_takes_no_encoded_event_either(layout: Layout, recorder: Any, event: Make) -> None:
+    """Past the grace nothing is queued, in a batch that is being filled or not; who waits for it to catch up is told as well."""
+    now = 0.0
+
+    class Clock(SystemClock):
+        def monotonic(self) -> float:
+            return now
+
+    client = RecordClient(layout.socket("recorder"), clock=Clock())
+    await client.start()
+    await client.append_durably(event())
+    called: list[bool] = []
+    text = encode(event()).decode()
+    client.append_encoded(text)
+    client.when_caught_up(lambda: called.append(client.healthy))
+    now = GRACE_SECONDS
+    client.append_encoded(text)
+    now = GRACE_SECONDS + 0.001
+    with pytest.raises(RecorderDown, match="has not acknowledged an event for 1"):
+        client.append_encoded(text)
+    recorder.signal(signal.SIGSTOP)
+    with anyio.fail_after(5):
+        while not called:
+            await anyio.sleep(0.01)
+    recorder.signal(signal.SIGCONT)
     await client.close()
