@@ -210,4 +210,19 @@ async def test_a_body_of_no_stated_length_passes_no_bound_on_what_is_sent(tmp_pa
         assert len(upstream.requests) == 1
         assert b"content-length: 600" in upstream.requests[0]
         await place.finished()
-        assert place.run.used.egress_bytes == 600
+        assert place.run.used.egress_bytes == len(upstream.requests[0])
+
+
+async def test_a_head_is_sent_as_a_body_is(tmp_path: Path) -> None:
+    """Bytes leave in a path, a query and fields as well: they are set aside before, counted after, and stand in the record, where a restart reads them."""
+    async with neighbourhood(tmp_path, {"allow": ["read"], "http": "config.internal"}, budget=BudgetLimits(egress_bytes=3_000)) as place:
+        upstream = await place.pin("config.internal")
+        wire = await place.dial("config.internal", 80)
+        raw = b"GET /?%b HTTP/1.1\r\nHost: config.internal\r\nX-Said: %b\r\n\r\n" % (b"q" * 600, b"f" * 600)
+        assert [(await wire.ask(raw)).status for _ in range(2)] == [200, 200]
+        refused = await wire.ask(raw)
+        assert (refused.status, json.loads(refused.body)["rule"]) == (403, "budget/egress_bytes")
+        outcomes = await place.finished(2)
+        sent = [len(request) for request in upstream.requests]
+        assert [outcome.body["request_bytes"] for outcome in outcomes] == sent
+        assert place.run.used.egress_bytes == sum(sent) > 2_400

@@ -701,7 +701,7 @@ async def test_a_long_upload_is_streamed_with_its_digest(tmp_path: Path) -> None
         assert (await wire.answer()).status == 200
         assert upstream.requests[0].endswith(body)
         outcome = (await place.finished())[0]
-        assert outcome.body["request_bytes"] == 4 * len(body)
+        assert 0 < outcome.body["request_bytes"] - 4 * len(body) < 200  # the head
         assert outcome.body["request_sha256"] == hashlib.sha256(body * 4).hexdigest()
 
 

@@ -73,15 +73,16 @@ def test_usage_counts_actions_once(reader: RecordReader, write: Write) -> None:
         {**run, "action": "a", "verb": "write", "decision": "allow"},
         {**run, "action": "a", "kind": "action.finished"},
         {**run, "action": "b", "verb": "call-model", "decision": "allow"},
-        {**run, "action": "b", "kind": "action.finished", "input_tokens": 10, "output_tokens": 5, "cost_microusd": 7},
+        {**run, "action": "b", "kind": "action.finished", "input_tokens": 10, "output_tokens": 5, "cost_microusd": 7, "body": {"request_bytes": 2**40}},
         {**run, "action": "c", "verb": "delete", "decision": "deny"},
         {**run, "action": "d", "verb": "send", "decision": "deny"},
-        {**run, "action": "d", "verb": "send", "kind": "action.finished"},
+        {**run, "action": "d", "verb": "send", "kind": "action.finished", "body": {"request_bytes": 3, "result": "\u00fc"}},
         {**run, "action": "e", "verb": "send", "decision": "hold"},
         {"run": "run-2", "action": "f", "verb": "write", "decision": "allow"},
+        {"run": "run-2", "action": "f", "kind": "action.finished", "body": {"request_bytes": 5}},
     )
-    assert reader.usage(RunId("run-1")) == RunUsage(calls=3, writes=2, tokens=15, microusd=7, held=2, denied=2)
-    assert reader.usage(RunId("run-x")) == RunUsage(calls=0, writes=0, tokens=0, microusd=0, held=0, denied=0)
+    assert reader.usage(RunId("run-1")) == RunUsage(calls=3, writes=2, tokens=15, microusd=7, egress_bytes=2**40 + 3, held=2, denied=2)
+    assert reader.usage(RunId("run-x")) == RunUsage(calls=0, writes=0, tokens=0, microusd=0, egress_bytes=0, held=0, denied=0)
 
 
 def test_proofs_come_from_the_stored_tiles(reader: RecordReader, write: Write) -> None:

@@ -205,11 +205,11 @@ class Exchange:
         if self._connection.full:
             upstream.pause_reading()
         self._mode = "forward"
-        parts = [self.body] if self.body else self._parts
-        self._parts = []
+        parts, self._parts = [self.body] if self.body else self._parts, []
         pieces = [head, *(self._framed(part) for part in parts)]
         if self.request_done:
             pieces.append(self._framed_end())
+        self.outcome.request_bytes += len(head)
         upstream.send(b"".join(pieces))
         if not self.request_done:
             self._invite()

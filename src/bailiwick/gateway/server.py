@@ -23,6 +23,7 @@ from bailiwick.kernel.canonical import text
 from bailiwick.kernel.errors import BailiwickError, CallerError
 
 _UNSCRUBBABLE = frozenset({b"accept-encoding", b"range", b"if-range"})  # a secret in a compressed answer, or given out in parts, is not recognised
+_OURS_BYTES_MAX = 64  # of a head: its length or coding, and the coding of an answer that is read
 _AFTER = {"connect-timeout": 504, "answer-timeout": 504}
 
 
@@ -122,7 +123,12 @@ def decided(exchange: Exchange, action: Action) -> tuple[Decision, Reservation |
 
 
 def _size(exchange: Exchange) -> int:
-    return exchange.head.length or 0 if exchange.body is None else len(exchange.body)
+    """What it may send, head and body, where that is bounded. A lent credential comes on top, and is counted once it was sent."""
+    if exchange.run.order.budget.egress_bytes is None:
+        return 0
+    head, target = exchange.head, exchange.target
+    body = head.length or 0 if exchange.body is None else len(exchange.body)
+    return body + len(request_bytes(head.method, target.path, exchange.fields)) + len(target.authority) + _OURS_BYTES_MAX
 
 
 async def settled(exchange: Exchange, desk: holds.HoldDesk, action: Action, decision: Decision) -> tuple[Action, Decision]:

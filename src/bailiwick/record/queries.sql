@@ -72,6 +72,7 @@ SELECT
     count(DISTINCT CASE WHEN (decision = 'allow' OR kind = 'action.finished') AND verb IN ('write', 'delete', 'execute', 'send') THEN action END),
     coalesce(sum(CASE WHEN kind = 'action.finished' THEN tokens END), 0),
     coalesce(sum(CASE WHEN kind = 'action.finished' THEN cost END), 0),
+    coalesce(sum(CASE WHEN kind = 'action.finished' THEN json_extract(CAST(leaf AS TEXT), '$.event.body.request_bytes') END), 0),
     count(DISTINCT CASE WHEN kind = 'action.decided' AND decision = 'hold' THEN action END),
     count(DISTINCT CASE WHEN kind = 'action.decided' AND decision = 'deny' THEN action END)
 FROM events WHERE run = ? AND kind IN ('action.decided', 'action.finished');

@@ -44,12 +44,14 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run has used, by the record. Calls and writes are actions that were forwarded; money is in millionths of a US dollar."""
+    """What a run has used, by the record. Calls and writes are actions that were forwarded; money is in millionths of a US dollar;
+    `egress_bytes` are those of requests, heads and bodies, whose outcome is on file."""
 
     calls: int
     writes: int
     tokens: int
     microusd: int
+    egress_bytes: int
     held: int
     denied: int
 
@@ -232,8 +234,8 @@ class RecordReader(_Tables):
         return [_recorded(row) for row in self._all("events_of_credential", {"credential": credential, **bounds})]
 
     def usage(self, run: RunId) -> RunUsage:
-        calls, writes, tokens, microusd, held, denied = self._one("usage", (run,))
-        return RunUsage(calls=calls, writes=writes, tokens=tokens, microusd=microusd, held=held, denied=denied)
+        calls, writes, tokens, microusd, egress_bytes, held, denied = self._one("usage", (run,))
+        return RunUsage(calls=calls, writes=writes, tokens=tokens, microusd=microusd, egress_bytes=egress_bytes, held=held, denied=denied)
 
     def run_sequences(self, run: RunId, *, upto: int) -> Iterator[int]:
         """The sequence numbers of the run's events up to `upto`, in order."""
