@@ -3,6 +3,7 @@ merely failed to run the attempt is not taken for one that held."""
 
 import json
 import os
+import re
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.fakes.sandboxes import MIB, Installation, installed
 
 from bailiwick.kernel import accounts
 from bailiwick.kernel.errors import BailiwickError, CallerError
+from bailiwick.sandbox import namespaces
 from bailiwick.sandbox.messages import DestroySandbox, StartAgent
 from bailiwick.sandbox.spec import SandboxLimits
 
@@ -42,7 +44,7 @@ async def test_the_agent_is_nobody_with_nothing(here: Installation) -> None:
     """Uid 1000 inside, one process, no capability, no new privileges, under a filter, with three descriptors and none of our environment."""
     os.environ["BAILIWICK_TEST_SECRET"] = "planted"
     try:
-        name, _ = await here.create(here.script("id; cat /proc/self/status; ls /proc/1/fd | tr '\\n' ' '; echo; env; ls /proc | grep -c '^[0-9]'; echo $$"))
+        name, _ = await here.create(here.script("id; cat /proc/self/status; echo held:; ls /proc/1/fd; env; ls /proc | grep -c '^[0-9]'; echo $$"))
     finally:
         del os.environ["BAILIWICK_TEST_SECRET"]
     await here.call(StartAgent(run=name))
@@ -50,7 +52,7 @@ async def test_the_agent_is_nobody_with_nothing(here: Installation) -> None:
     assert "uid=1000(agent) gid=1000(agent) groups=1000(agent)" in output
     for line in ("CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"):
         assert line in output
-    assert "\n0 1 2 \n" in output
+    assert re.search(r"^held:\n0\n1\n2\n[^0-9]", output, re.MULTILINE)
     assert "planted" not in output
     assert "BAILIWICK_TEST_SECRET" not in output
     assert output.endswith("\n1\n")  # it is the first process of its namespace
@@ -70,6 +72,26 @@ async def test_uids_outside(here: Installation) -> None:
     assert (uids[0] != uids[1]) == (here.uid == 0)
     if here.uid != 0:
         assert uids == [here.uid] * 2
+
+
+@pytest.mark.root
+async def test_it_is_in_its_groups_however_it_got_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel knows no birth in a group (before 5.7) the cradle is moved there, and found in every one of them."""
+    if os.getuid() != 0:
+        pytest.skip("needs root")
+    monkeypatch.setattr(namespaces, "fork_into", lambda _group: -1)
+    async with installed(0) as here:
+        _, created = await here.create(here.script("true"))
+        (found,) = [finding for finding in created.findings if finding.check == "process.cgroup"]
+        assert found.held
+        assert re.fullmatch(r"in ([1-9]) of \1 groups of the run", found.detail)
+
+
+async def test_the_agent_is_alone_when_it_begins(here: Installation) -> None:
+    """The probe, which is a copy of the launcher, is gone from the agent's namespaces by then."""
+    for _ in range(4):
+        output, errors, _ = await here.run(here.python("import os; print([name for name in os.listdir('/proc') if name.isdigit()])"))
+        assert output == "['1']\n", errors
 
 
 @pytest.mark.root

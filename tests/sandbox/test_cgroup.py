@@ -99,6 +99,10 @@ def test_hybrid_takes_each_thing_from_who_has_it(machine: Machine) -> None:
     group = groups.make("run-1", LIMITS, memory_bytes=1 << 20)
     assert (machine.root / "memory/bailiwick-x/run-1/memory.memsw.limit_in_bytes").read_text() == str(1 << 20)
     assert (machine.root / "cpu/bailiwick-x/run-1/cpu.cfs_quota_us").read_text() == "150000"
+    assert group.birthplace == machine.root / "v2/bailiwick-x/run-1"
+    group.join()
+    assert [(machine.root / name / "bailiwick-x/run-1/tasks").read_text() for name in ("memory", "pids", "cpu")] == ["0"] * 3
+    assert not (group.birthplace / "tasks").exists()
     (machine.root / "memory/bailiwick-x/run-1/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
     assert group.broken_bounds() == {"memory": 2, "pids": 0}
 

@@ -1,5 +1,6 @@
 """The launcher as the governor meets it: orders, silence, death, and what is left afterwards (nothing)."""
 
+import hashlib
 import os
 import signal
 import socket
@@ -67,16 +68,18 @@ async def still(here: Installation, name: str) -> bool:
     return drain(here, name) == 0
 
 
+def children_of(pid: int) -> list[int]:
+    return [int(child) for thread in Path(f"/proc/{pid}/task").iterdir() for child in (thread / "children").read_text().split()]
+
+
 def processes_of(here: Installation) -> list[int]:
     """Every process below the launcher."""
     found, waiting = [], [here.pid]
     while waiting:
-        pid = waiting.pop()
         with suppress(OSError):
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                children = [int(child) for child in (thread / "children").read_text().split()]
-                found += children
-                waiting += children
+            children = children_of(waiting.pop())
+            found += children
+            waiting += children
     return found
 
 
@@ -87,8 +90,11 @@ def alive(pid: int) -> bool:
         return False
 
 
-def groups() -> set[str]:
-    return {str(path) for path in Path("/sys/fs/cgroup").glob("*/bailiwick-*/*") if path.is_dir()}
+def groups(here: Installation) -> set[str]:
+    """Of this installation: others may be on the machine."""
+    name = hashlib.sha256(os.fsencode(here.layout.root.resolve())).hexdigest()[:12]
+    found = [*Path("/sys/fs/cgroup").glob(f"*/bailiwick-{name}/*"), *Path("/sys/fs/cgroup").glob(f"bailiwick-{name}/*")]
+    return {str(path) for path in found if path.is_dir()}
 
 
 async def test_freezing_stops_every_process(here: Installation) -> None:
@@ -139,7 +145,7 @@ async def test_a_killed_launcher_leaves_no_process(here: Installation) -> None:
     os.kill(here.pid, signal.SIGKILL)
     os.waitpid(here.pid, 0)
     await wait_until(lambda: not [pid for pid in before if alive(pid)])
-    left = groups()
+    left = groups(here)
     here.pid = fork_launcher(here.layout, here.accounts, here.uid, here.listener)
     channel = await connect(here.layout.socket("launcher"), LAUNCHER)
     async with anyio.create_task_group() as tasks:
@@ -160,7 +166,7 @@ async def test_sigterm_takes_everything_away(here: Installation) -> None:
     before = processes_of(here)
     assert stop(here.pid) == 0
     assert not [pid for pid in before if alive(pid)]
-    assert not [path for path in groups() if path.rsplit("/", 1)[1] in names]
+    assert not [path for path in groups(here) if path.rsplit("/", 1)[1] in names]
     assert list(here.layout.sandboxes.iterdir()) == []
 
 
@@ -177,7 +183,7 @@ async def test_destroying_is_done_once_and_again(here: Installation) -> None:
         for _ in range(2):
             await here.call(DestroySandbox(run=name))
     assert processes_of(here) == []
-    assert not [path for path in groups() if path.rsplit("/", 1)[1] in (created, running, frozen, ended)]
+    assert not [path for path in groups(here) if path.rsplit("/", 1)[1] in (created, running, frozen, ended)]
     assert (await here.call(ListSandboxes())).sandboxes == []
     if open_before is not None:
         assert len(os.listdir(f"/proc/{here.pid}/fd")) <= open_before - 4 * 10
@@ -187,7 +193,7 @@ async def test_destroying_is_done_once_and_again(here: Installation) -> None:
 async def test_a_failed_creation_leaves_nothing(here: Installation) -> None:
     """Whatever step fails, processes, groups, descriptors and the name are given back, and the next run is made as if nothing had been."""
     await here.run(here.script("true"))
-    descriptors, live = len(os.listdir(f"/proc/{here.pid}/fd")), groups()
+    descriptors, live = len(os.listdir(f"/proc/{here.pid}/fd")), groups(here)
     for spec, said in (
         (here.spec("no-such-program"), "is not found"),
         (here.script("true", workspace="/no/such"), "is not there"),
@@ -199,7 +205,7 @@ async def test_a_failed_creation_leaves_nothing(here: Installation) -> None:
     with pytest.raises(CallerError, match="worker 'gateway-9' is unknown"):
         await here.call(CreateSandbox(run="run-failing", worker="gateway-9", spec=here.script("true")))
     assert processes_of(here) == []
-    assert groups() == live
+    assert groups(here) == live
     assert len(os.listdir(f"/proc/{here.pid}/fd")) == descriptors
     await here.create(here.script("true"), run="run-failing")
 
@@ -255,9 +261,8 @@ async def test_status_is_the_agents(here: Installation, script: str, status: int
 async def test_a_broken_sandbox_is_not_the_agents_fault(here: Installation) -> None:
     """bubblewrap killed from outside is told as cause `sandbox`, with what happened."""
     name = await ticking(here)
-    for pid in processes_of(here):
-        if b"--args" in Path(f"/proc/{pid}/cmdline").read_bytes() and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1] == str(here.pid):
-            os.kill(pid, signal.SIGKILL)
+    (bubblewrap,) = (pid for pid in children_of(here.pid) if b"--args" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(bubblewrap, signal.SIGKILL)
     ended = await here.exit_of(name)
     assert ended.cause == "sandbox"
     assert "bubblewrap" in ended.detail

@@ -16,11 +16,12 @@ import msgspec
 from bailiwick.kernel import confine
 from bailiwick.kernel import limits as bounds
 from bailiwick.kernel.errors import BackendError, CallerError, Conflict
-from bailiwick.sandbox import cradle, namespaces, processes
+from bailiwick.sandbox import cradle, namespaces, probe, processes
 from bailiwick.sandbox.arguments import READY_WORD, START_WORD
 from bailiwick.sandbox.backend import Exit
 from bailiwick.sandbox.cgroup import Group
 from bailiwick.sandbox.changes import Collected, archive_bytes_max, collect
+from bailiwick.sandbox.examination import Examination
 from bailiwick.sandbox.messages import COLLECT_SECONDS_MAX, Change, Finding, RunStats
 from bailiwick.sandbox.spec import SandboxLimits
 
@@ -50,6 +51,7 @@ class BubblewrapBox:
     release: Callable[[], None]
     pid: int = 0  # the cradle, then bubblewrap; ours to reap
     inner_pid: int = 0  # what waits inside, then the agent; the first of its process namespace
+    examination: Examination | None = None
     findings: list[Finding] = field(default_factory=list)
     workspace_files: int = 0
     descriptors: dict[str, int] = field(default_factory=dict)
@@ -76,11 +78,13 @@ class BubblewrapBox:
             diagnostics=pipes["diagnostics"][1], info=pipes["info"][1],
         )  # fmt: skip
         try:
-            self.pid = cradle.spawn(plan, ends)
+            self.pid, joined = cradle.spawn(plan, ends, self.group)
             self._own["pidfd"] = os.pidfd_open(self.pid)
         finally:
             for descriptor in ends.all():
                 os.close(descriptor)
+        if not joined:
+            self.group.add(self.pid)
 
     async def take_sockets(self) -> None:
         report, arrived = await self._report()
@@ -110,11 +114,20 @@ class BubblewrapBox:
         if word != READY_WORD:
             raise BackendError(f"bubblewrap did not lay the sandbox out: {await self._said() or 'it ended without a word'}")
 
+    async def examine(self, expected: probe.Expected) -> tuple[probe.Examined, list[Finding]]:
+        """What the probe found inside, and what is to be seen from here."""
+        assert self.examination is not None
+        self.examination.begin(self._own["inner"])
+        outside = probe.from_outside(self.inner_pid, expected)
+        return await self.examination.answer(), outside
+
     async def start(self) -> int:
         if self._destroyed or self._exit is not None:
             raise BackendError(f"sandbox of {self.run} is gone; make another")
         if self.started:
             raise Conflict(f"agent of {self.run} is started already")
+        if self.examination is not None:
+            await self.examination.gone()
         try:
             os.write(self._own["go"], START_WORD)
         except OSError as error:
@@ -190,6 +203,8 @@ class BubblewrapBox:
         if self._destroyed:
             return
         self._order = self._order or ("killed", "the sandbox is taken away")
+        if self.examination is not None:
+            self.examination.end()
         if self.pid and self._status is None:
             self._signal_all()
             await self._until(self._is_dead, "outlived SIGKILL")

@@ -1,6 +1,6 @@
 """The bubblewrap backend: a sandbox is a cradle that becomes bubblewrap, a starter inside that becomes the agent, and what the launcher holds of both.
 
-Order of `create`: (1) refuse what cannot be enforced; (2) the run's control groups; (3) the cradle, put into them before it goes on; (4) its sockets
+Order of `create`: (1) refuse what cannot be enforced; (2) the run's control groups; (3) the cradle, born into them; (4) its sockets
 and disk arrive; (5) bubblewrap lays the sandbox out and the starter says it is there; (6) the probe; (7) what the probe dialled has arrived here.
 Whatever fails, `Box.destroy` undoes all of it.
 """
@@ -21,13 +21,13 @@ from bailiwick.kernel import accounts, limits, seccomp
 from bailiwick.kernel.accounts import Accounts
 from bailiwick.kernel.errors import BackendError, CallerError
 from bailiwick.sandbox import arguments, cradle, probe, surroundings
-from bailiwick.sandbox.box import BubblewrapBox, receive
+from bailiwick.sandbox.box import BubblewrapBox
 from bailiwick.sandbox.cgroup import FREEZE, KILL, Cgroups
+from bailiwick.sandbox.examination import Examination
 from bailiwick.sandbox.messages import Finding
 from bailiwick.sandbox.spec import SandboxSpec
 
 CREATE_SECONDS_MAX = 120.0  # a large workspace is copied within it
-_ANSWER_SECONDS_MAX = 10.0
 
 _LIMIT_CONTROLS = {"cpu": "cpu", "memory_bytes": "memory", "pids": "pids"}
 
@@ -145,37 +145,20 @@ class Bubblewrap:
         )  # fmt: skip
 
     async def _build(self, box: BubblewrapBox, plan: cradle.Plan, spec: SandboxSpec) -> None:
-        box.spawn(plan)  # (3)
-        box.group.add(box.pid)
-        await box.take_sockets()  # (4)
-        await box.take_workspace()
-        await box.wait_ready()  # (5)
+        groups = [f"/{path.parent.name}/{path.name}" for path in box.group.paths.values()]
         expected = probe.Expected(
             uid=plan.uid, open_files=spec.limits.open_files, disk_bytes=spec.limits.disk_bytes, state=str(self.state), command=spec.command[0],
-            path=surroundings.environment(spec.environment)["PATH"], groups=[path.name for path in box.group.paths.values()], trees=spec.trees,
+            path=surroundings.environment(spec.environment)["PATH"], groups=groups, trees=spec.trees,
         )  # fmt: skip
-        result = await self._examine(box, expected)  # (6)
+        box.spawn(plan)  # (3)
+        await box.take_sockets()  # (4)
+        await box.take_workspace()
+        box.examination = Examination.prepare(expected, separate=self.separate)  # meanwhile bubblewrap works
+        await box.wait_ready()  # (5)
+        result, outside = await box.examine(expected)  # (6)
         if result.missing:
             raise CallerError(result.missing)
-        box.findings.extend(result.findings + probe.from_outside(box.inner_pid, expected) + list(_arrived(box)))  # (7)
-
-    async def _examine(self, box: BubblewrapBox, expected: probe.Expected) -> probe.Examined:
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        try:
-            child = probe.spawn(box.inner_pid, expected, writing, separate=self.separate)
-        finally:
-            os.close(writing)
-        try:
-            with anyio.fail_after(_ANSWER_SECONDS_MAX):
-                raw = await receive(reading)
-        except TimeoutError:
-            raw = b'{"findings":[{"check":"probe","held":false,"detail":"did not answer in time"}]}'
-        finally:
-            os.close(reading)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, 9)
-            os.waitpid(child, 0)  # noqa: ASYNC222  (killed just now)
-        return probe.examined.decode(raw or b'{"findings":[{"check":"probe","held":false,"detail":"died without an answer"}]}')
+        box.findings.extend(result.findings + outside + list(_arrived(box)))  # (7)
 
 
 def _arrived(box: BubblewrapBox) -> Iterator[Finding]:

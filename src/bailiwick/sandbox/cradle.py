@@ -25,6 +25,7 @@ import msgspec
 from bailiwick.kernel import confine
 from bailiwick.kernel.errors import BackendError, BailiwickError, CallerError
 from bailiwick.sandbox import namespaces, network, places, workspace
+from bailiwick.sandbox.cgroup import Group
 
 STAGE = "/tmp"  # noqa: S108  (covered by a mount of ours, in a namespace of ours)
 DISK = f"{STAGE}/disk"
@@ -102,16 +103,19 @@ def tree_place(number: int) -> str:
     return f"{STAGE}/trees/{number}"
 
 
-def spawn(plan: Plan, ends: Ends) -> int:
-    """The pid of the cradle. Called in the launcher's main thread: its death is the cradle's."""
-    parent = os.getpid()
-    pid = os.fork()
+def spawn(plan: Plan, ends: Ends, group: Group) -> tuple[int, bool]:
+    """The pid of the cradle, and whether it is in all of the run's groups by the time it makes anything; else it is the caller's to put there. Called in
+    the launcher's main thread: its death is the cradle's."""
+    parent, place = os.getpid(), group.birthplace
+    pid, joined = os.fork() if place is None else namespaces.fork_into(place), True
+    if pid < 0:
+        pid, joined = os.fork(), False
     if pid == 0:
-        _child(plan, ends, parent)
-    return pid
+        _child(plan, ends, parent, group if joined else None)
+    return pid, joined
 
 
-def _child(plan: Plan, ends: Ends, parent: int) -> NoReturn:
+def _child(plan: Plan, ends: Ends, parent: int, group: Group | None) -> NoReturn:
     control = None
     try:
         gc.disable()
@@ -119,6 +123,8 @@ def _child(plan: Plan, ends: Ends, parent: int) -> NoReturn:
         _reset_signals()
         _take_places(ends)
         control = socket.socket(fileno=_CONTROL)
+        if group is not None:
+            group.join()
         _live(plan, control, parent)
     except BailiwickError as error:
         _report(control, Failed(isinstance(error, CallerError), str(error)))

@@ -5,6 +5,7 @@ Called in children of the launcher only, between the fork and the exec: the laun
 
 import ctypes
 import os
+import signal
 import struct
 from pathlib import Path
 
@@ -17,7 +18,8 @@ EVERY_KIND = NEW_MOUNTS | NEW_CGROUP | NEW_UTS | NEW_IPC | NEW_USER | NEW_PROCES
 READ_ONLY, NO_SETUID, NO_DEVICES = 1, 2, 4  # MS_RDONLY, MS_NOSUID, MS_NODEV
 _RECURSIVE, _PRIVATE = 0x4000, 1 << 18
 
-_OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE = 428, 429, 436  # the same on every architecture
+_OPEN_TREE, _MOVE_MOUNT, _CLONE3, _CLOSE_RANGE = 428, 429, 435, 436  # the same on every architecture
+_CLONE_INTO_CGROUP = 0x200000000
 _CLONE_TREE, _RECURSIVE_TREE = 1, 0x8000
 _FROM_EMPTY_PATH = 0x00000004
 _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
@@ -27,6 +29,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITIES_MAX = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_interpreter = ctypes.PyDLL(None)  # keeps the interpreter's lock during the call: who forks must hold it
 
 
 def _checked(result: int, what: str) -> int:
@@ -43,6 +46,26 @@ def unshare(kinds: int) -> None:
 def enter(pidfd: int, kinds: int = EVERY_KIND) -> None:
     """Into the namespaces of the process behind `pidfd`; the one of processes is entered by children only."""
     _checked(_libc.setns(ctypes.c_int(pidfd), ctypes.c_int(kinds)), f"entry into namespaces {kinds:#x}")
+
+
+def fork_into(group: Path) -> int:
+    """fork(2) of a process with one thread, the child born in this control group (version 2). Minus 1 where the kernel cannot, and nothing is forked.
+
+    Not os.fork: it has no word for the group. The interpreter is told before and after, as os.fork does; the C library is not, and of what it keeps only
+    the thread's own number is stale in the child, which makes no thread and ends in an exec.
+    """
+    place = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        arguments = struct.pack("=11Q", _CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, place)
+        ctypes.pythonapi.PyOS_BeforeFork()
+        pid = int(_interpreter.syscall(_CLONE3, arguments, len(arguments)))
+        if pid == 0:
+            ctypes.pythonapi.PyOS_AfterFork_Child()
+        else:
+            ctypes.pythonapi.PyOS_AfterFork_Parent()
+    finally:
+        os.close(place)
+    return pid
 
 
 def map_own_identity(uid: int, gid: int) -> None:

@@ -30,6 +30,7 @@ DIALLED4 = ("203.0.113.7", 80)  # documentation addresses (RFC 5737, RFC 3849): 
 DIALLED6 = ("2001:db8::7", 443)
 _UNSERVED = ("198.51.100.9", 9)
 _NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+_ASKED = 3
 _STARTER_DESCRIPTORS_MAX = 7  # closed by the starter as it becomes the agent
 _SETTLE_SECONDS_MAX = 0.5
 
@@ -44,7 +45,7 @@ class Expected:
     state: str  # our own directory on the host
     command: str
     path: str
-    groups: list[str]  # the cgroup directories' tails; each must appear in /proc/PID/cgroup
+    groups: list[str]  # the end of its path in each hierarchy that is used; each must stand in a line of /proc/PID/cgroup of its own
     trees: list[str]  # of the host, that the operator put in at their own paths
 
 
@@ -56,12 +57,17 @@ class Examined(msgspec.Struct, frozen=True):
 examined = msgspec.json.Decoder(Examined)
 
 
-def spawn(pid: int, expected: Expected, answer: int, *, separate: bool) -> int:
-    """Forks the probe for the sandbox whose waiting process is `pid`; it writes `Examined` as JSON to `answer`. Returns the probe's pid."""
+def failed(detail: str) -> Examined:
+    return Examined([Finding("probe", False, detail)])
+
+
+def spawn(expected: Expected, asked: int, *, separate: bool) -> int:
+    """Forks the probe, which waits at the socket `asked` for a pidfd of the process it is to examine, and writes `Examined` there, as one line of JSON.
+    Returns its pid."""
     parent = os.getpid()
     child = os.fork()
     if child == 0:
-        _enter(pid, expected, answer, separate, parent)
+        _enter(expected, asked, separate, parent)
     return child
 
 
@@ -73,8 +79,7 @@ def from_outside(pid: int, expected: Expected) -> list[Finding]:
     shown = ", ".join(f"{name} {value:x}" for name, value in sets.items())
     shared = [name for name in _NAMESPACES if (proc / "ns" / name).readlink() == Path(f"/proc/self/ns/{name}").readlink()]
     descriptors = _settled_descriptors(proc)
-    groups = (proc / "cgroup").read_text()
-    outside = [group for group in expected.groups if group not in groups]
+    joined = sum(line.endswith(tuple(expected.groups)) for line in (proc / "cgroup").read_text().splitlines())
     bounds = next((line.split()[3:5] for line in (proc / "limits").read_text().splitlines() if line.startswith("Max open files")), [])
     allowed = str(min(expected.open_files, int(resource.getrlimit(resource.RLIMIT_NOFILE)[1])))
     return [
@@ -84,7 +89,7 @@ def from_outside(pid: int, expected: Expected) -> list[Finding]:
         Finding("process.identity", status["Uid"].split() == [str(expected.uid)] * 4 and expected.uid != 0, f"uid outside {status['Uid'].split()[0]}"),
         Finding("process.namespaces", not shared, f"shares {', '.join(shared)} with the launcher" if shared else f"{len(_NAMESPACES)} of its own"),
         Finding("process.descriptors", descriptors[-1] < _STARTER_DESCRIPTORS_MAX, f"open before the start: {descriptors}"),
-        Finding("process.cgroup", not outside, f"not in {', '.join(outside)}" if outside else f"in {len(expected.groups)} groups of the run"),
+        Finding("process.cgroup", joined == len(expected.groups), f"in {joined} of {len(expected.groups)} groups of the run"),
         Finding("process.open-files", bounds == [allowed] * 2, f"bounded at {' and '.join(bounds)}"),
     ]  # fmt: skip
 
@@ -99,35 +104,47 @@ def _settled_descriptors(proc: Path) -> list[int]:
         time.sleep(0.0005)
 
 
-def _enter(pid: int, expected: Expected, answer: int, separate: bool, parent: int) -> NoReturn:
+def _enter(expected: Expected, asked: int, separate: bool, parent: int) -> NoReturn:
     """In the first child: into the namespaces, then once more a fork, since the namespace of processes is entered by being born in it."""
     try:
         gc.disable()  # a collection would copy pages that are shared with the launcher
         confine.die_with_parent(parent)
-        os.dup2(answer, 3)
-        os.closerange(0, 3)
-        namespaces.close_from(4)
+        os.dup2(asked, _ASKED)
+        os.closerange(0, _ASKED)
+        namespaces.close_from(_ASKED + 1)
         if separate:
             os.setgroups([])
-        namespaces.enter(os.pidfd_open(pid))
+        waiting = _told()
+        namespaces.enter(waiting)
         os.setresgid(surroundings.AGENT_GID, surroundings.AGENT_GID, surroundings.AGENT_GID)
         os.setresuid(surroundings.AGENT_UID, surroundings.AGENT_UID, surroundings.AGENT_UID)
+        confine.die_with_parent(parent)  # once more: a change of uid cleared it
         inner = os.fork()
         if inner == 0:
+            confine.die_with_parent(0)  # as a parent outside its namespace of processes is seen
+            os.close(waiting)
             namespaces.drop_capabilities()
             seccomp.install(seccomp.AGENT)
-            _answer(3, Examined(list(_try_everything(expected)), _resolve(expected)))
+            _answer(Examined(list(_try_everything(expected)), _resolve(expected)))
             os._exit(0)
         os.waitpid(inner, 0)
     except BaseException as error:  # noqa: BLE001  (a forked child has no one above it)
-        _answer(3, Examined([Finding("probe", False, f"{type(error).__name__}: {error}")]))
+        _answer(failed(f"{type(error).__name__}: {error}"))
     os._exit(0)
 
 
-def _answer(descriptor: int, result: Examined) -> None:
-    raw = memoryview(msgspec.json.encode(result))
+def _told() -> int:
+    with socket.socket(fileno=os.dup(_ASKED)) as asked:
+        _word, descriptors, _flags, _address = socket.recv_fds(asked, 1, 1)
+    if not descriptors:
+        os._exit(0)  # the sandbox was not made after all
+    return descriptors[0]
+
+
+def _answer(result: Examined) -> None:
+    raw = memoryview(msgspec.json.encode(result) + b"\n")
     while raw:
-        raw = raw[os.write(descriptor, raw) :]
+        raw = raw[os.write(_ASKED, raw) :]
 
 
 def _try_everything(expected: Expected) -> Iterator[Finding]:
