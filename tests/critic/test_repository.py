@@ -135,6 +135,25 @@ def test_a_refused_redemption_uses_nothing(holds: Holds, changed: dict[str, Any]
     assert holds.get(held.hold).state is HoldState.GRANTED
 
 
+def test_a_grant_is_used_for_one_action_which_may_ask_again(holds: Holds, path: Path) -> None:
+    """Who lost the answer hears it again, also after a restart; another action, another digest or no action at all is refused."""
+    held = granted(holds)
+    assert holds.redeem(held.hold, **GRANT, action="a-7").redeemed_by == "a-7"
+    again = Holds(path)
+    late = GRANT | {"now": held.expires + timedelta(days=1)}
+    assert again.redeem(held.hold, **late, action="a-7").state is HoldState.REDEEMED
+    for changed in (
+        {"action": "a-8"},
+        {"action": ""},
+        {"action": "a-7", "run": "run-2"},
+        {"action": "a-7", "digest": "sha256:e"},
+        {"action": "a-7", "policy": "x"},
+    ):
+        with pytest.raises(Conflict):
+            again.redeem(held.hold, **GRANT | changed)
+    again.close()
+
+
 def test_a_pending_hold_is_not_redeemed(holds: Holds) -> None:
     """Nor one that nobody knows."""
     held, _, _ = holds.open(asked())
@@ -244,6 +263,7 @@ def test_a_run_cannot_fill_the_inbox(holds: Holds, monkeypatch: pytest.MonkeyPat
         "UPDATE holds SET body_text = 'harmless'",
         "UPDATE holds SET expires = '2099-01-01T00:00:00.000000Z'",
         "UPDATE holds SET quorum = 1",
+        "UPDATE holds SET redeemed_by = 'a-9'",
     ],
 )
 def test_the_database_refuses_to_reopen_or_rewrite(holds: Holds, path: Path, statement: str) -> None:

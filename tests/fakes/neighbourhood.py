@@ -82,6 +82,7 @@ class FakeGovernor:
         self.opened: list[OpenHold] = []
         self.states: dict[str, str] = {}
         self.redeemed: list[RedeemHold] = []
+        self.answers_lost = 0  # of redemptions to come: they are done, and nobody hears of it
 
     async def open_hold(self, request: OpenHold) -> HoldOpened:
         if not self.fresh:
@@ -91,10 +92,14 @@ class FakeGovernor:
         return HoldOpened(hold=hold, state=self.states.setdefault(hold, "pending"), reason="")
 
     async def redeem(self, request: RedeemHold) -> None:
-        if self.states.get(request.hold) != "granted":
-            raise Conflict(f"hold {request.hold} is not granted")
-        self.states[request.hold] = "used"
-        self.redeemed.append(request)
+        if request not in self.redeemed:
+            if self.states.get(request.hold) != "granted":
+                raise Conflict(f"hold {request.hold} is not granted")
+            self.states[request.hold] = "used"
+            self.redeemed.append(request)
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise PeerError("governor closed the channel")
 
 
 @dataclass

@@ -184,6 +184,39 @@ async def test_an_identical_retry_redeems_a_grant_once(tmp_path: Path) -> None:
         assert len(upstream.requests) == 1
 
 
+async def test_a_lost_answer_does_not_lose_the_grant(tmp_path: Path) -> None:
+    """The governor used the grant up and nobody heard: asked again for the same action it says so, and the write goes, once."""
+    async with neighbourhood(tmp_path, HELD) as place:
+        upstream = await place.pin("config.internal")
+        wire = await place.dial("config.internal", 80)
+        wire.send(PUT)
+        await place.until(lambda: place.run.parked == 1)
+        (hold,) = place.governor.states
+        place.governor.states[hold] = "granted"
+        place.governor.answers_lost = 2
+        place.desk.settle(HoldSettled(hold=hold, state="granted", reason=""))
+        assert (await wire.answer()).status == 200
+        assert (len(upstream.requests), len(place.governor.redeemed), place.governor.answers_lost) == (1, 1, 0)
+        assert place.governor.redeemed[0].action == place.recorder.durable[0].action
+
+
+async def test_a_dead_recorder_uses_no_grant_up(tmp_path: Path) -> None:
+    """Everything the action needs is alive when its grant is used; else it stays for the retry."""
+    async with neighbourhood(tmp_path, HELD) as place:
+        upstream = await place.pin("config.internal")
+        wire = await place.dial("config.internal", 80)
+        wire.send(PUT)
+        await place.until(lambda: place.run.parked == 1)
+        (hold,) = place.governor.states
+        place.governor.states[hold] = "granted"
+        place.recorder.healthy = False
+        place.desk.settle(HoldSettled(hold=hold, state="granted", reason=""))
+        assert (await wire.answer()).status == 503
+        assert (place.governor.redeemed, upstream.requests) == ([], [])
+        place.recorder.healthy = True
+        assert (await wire.ask(PUT)).status == 200
+
+
 @pytest.mark.parametrize(
     ("shown", "sent"),
     [

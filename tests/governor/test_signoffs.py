@@ -138,6 +138,29 @@ async def test_a_worker_cannot_make_a_hold_weaker_than_the_boundary(desk: Desk, 
     assert desk.signoffs.views(None) == []
 
 
+async def test_a_redemption_is_told_again_to_the_action_it_was_for(desk: Desk) -> None:
+    """The answer was lost, or the record was down after the grant was used: the same action asks again, and the record has it once."""
+    hold = await desk.open()
+    for approver in (BO, CY):
+        await desk.signoffs.settle(hold, approver, granted=True, why="seen")
+    asked = msgspec.structs.replace(desk.redeem(hold), action="a-2")
+
+    async def down(event: Event, **_: Any) -> int:
+        raise BackendError("recorder is down")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(desk.record, "append_durably", down)
+        with pytest.raises(BackendError):
+            await desk.signoffs.redeem(asked)
+    await desk.signoffs.redeem(asked)
+    await desk.signoffs.redeem(asked)
+    with pytest.raises(Conflict):
+        await desk.signoffs.redeem(msgspec.structs.replace(asked, action="a-3"))
+    told = [event for event in desk.record.events if event.kind == "hold.redeemed"]
+    assert [event.body["by"] for event in told] == ["a-2", "a-2"]
+    assert len({event.id for event in told}) == 1  # which the recorder takes once
+
+
 async def test_two_approvers_release_it_once_and_the_dispatcher_is_neither(desk: Desk) -> None:
     """Four eyes, quorum, one use; each signature on file before it counts."""
     hold = await desk.open()

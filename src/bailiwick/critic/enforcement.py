@@ -111,12 +111,14 @@ class HoldSettled(Message, frozen=True):
 
 
 class RedeemHold(Message, frozen=True):
-    """To the governor: use the grant up, durably, for this digest, now. Answered by Done exactly once per grant; a failure says why not."""
+    """To the governor: use the grant up, durably, for this digest and this action, now. Answered by Done for one action per grant, however often that one
+    asks; a failure says why not."""
 
     hold: str
     run: str
     digest: str
     policy: str
+    action: str = ""  # which the grant is used for; without it an answer that was lost is asked for in vain
 
 
 class ReportUsage(Message, frozen=True):

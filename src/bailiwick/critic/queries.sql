@@ -33,6 +33,9 @@ SELECT count(*) AS open FROM holds WHERE state IN ('pending', 'granted') AND run
 -- move_hold: One step of a hold, from the state it was decided in and from no other.
 UPDATE holds SET state = :state, reason = :reason WHERE hold = :hold AND state = :from_state;
 
+-- redeem_hold: The use of a grant, for one action.
+UPDATE holds SET state = 'redeemed', reason = :reason, redeemed_by = :action WHERE hold = :hold AND state = 'granted';
+
 -- insert_signature: An operator's word on a hold; each gives each word once.
 INSERT INTO signatures (hold, number, operator, outcome, why, time) VALUES (:hold, :number, :operator, :outcome, :why, :time);
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from bailiwick.critic.signoff import HeldAction, HoldEvent, HoldState, Signature, after, lapse, require_redeemable
+from bailiwick.critic.signoff import HeldAction, HoldEvent, HoldState, Signature, after, is_redeemed_by, lapse, require_redeemable
 from bailiwick.kernel.clock import timestamp
 from bailiwick.kernel.errors import Conflict, NotFound
 from bailiwick.kernel.ids import HoldId, RunId
@@ -95,12 +95,16 @@ class Holds:
         with transaction(self._connection):
             return self._moved(held, event, reason)
 
-    def redeem(self, hold: str, *, run: str, digest: str, policy: str, now: datetime) -> HeldAction:
-        """Uses the grant up: succeeds once. Raises NotFound, or Conflict saying why it is not to be had. Durable when this returns."""
+    def redeem(self, hold: str, *, run: str, digest: str, policy: str, now: datetime, action: str = "") -> HeldAction:
+        """Uses the grant up: succeeds for one action, and for that one again. Raises NotFound, or Conflict saying why it is not to be had. Durable when
+        this returns."""
         with transaction(self._connection):
             held = self.get(hold)
+            if is_redeemed_by(held, action, run=run, digest=digest, policy=policy):
+                return held
             require_redeemable(held, run=run, digest=digest, policy=policy, now=now)
-            return self._moved(held, HoldEvent.REDEEMED, f"{held.reason}; used")
+            self._connection.execute(self._queries["redeem_hold"], {"hold": hold, "reason": f"{held.reason}; used", "action": action})
+            return self.get(hold)
 
     def expire_due(self, now: datetime) -> list[HeldAction]:
         """Ends every open hold whose time is over, and returns them as they are now."""

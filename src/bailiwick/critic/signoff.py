@@ -96,6 +96,7 @@ class HeldAction:
     state: HoldState = HoldState.PENDING
     reason: str = ""
     signatures: tuple[Signature, ...] = ()
+    redeemed_by: str = ""  # the action it was used up for
 
 
 def after(state: HoldState, event: HoldEvent) -> HoldState:
@@ -168,6 +169,11 @@ def lapse(held: HeldAction, now: datetime, *, policy: str) -> tuple[HoldEvent, s
     if now >= held.expires:
         return HoldEvent.EXPIRED, "nobody signed in time" if held.state is HoldState.PENDING else "the grant was not used in time"
     return None
+
+
+def is_redeemed_by(held: HeldAction, action: str, *, run: str, digest: str, policy: str) -> bool:
+    """Whether it was used up for this very action already, which asks again because it lost the answer."""
+    return held.state is HoldState.REDEEMED and bool(action) and (held.redeemed_by, held.run, held.digest, held.policy) == (action, run, digest, policy)
 
 
 def require_redeemable(held: HeldAction, *, run: str, digest: str, policy: str, now: datetime) -> None:

@@ -3,6 +3,7 @@
 While it waits the agent may go away: then nothing is forwarded, and its next identical request finds the grant and uses it up.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from bailiwick.kernel import limits
 from bailiwick.kernel.canonical import text
 from bailiwick.kernel.errors import BailiwickError, CallerError
 
+AGAIN_SECONDS = 0.25
 _RECENT_MAX = 256  # settlements that came before the answer that named their hold
 
 _KINDS: dict[str, tuple[str, Retry]] = {"denied": ("sign-off-denied", "never"), "expired": ("sign-off-expired", "after"), "void": ("sign-off-void", "after")}
@@ -106,16 +108,33 @@ async def parked(run: Run, desk: HoldDesk, found: HoldOpened, hold: Hold, park: 
     raise Refused(kind, 403, reason or f"the sign-off is {state}", rules=hold.rules, retry=retry, hold=found.hold)
 
 
-async def redeemed(run: Run, action: Action, hold: str, rules: tuple[str, ...]) -> Allow:
-    """Policy once more, now as signed off; then the grant is used up, durably. Raises Refused; the grant is untouched if policy says no."""
+async def _use_up(run: Run, order: RedeemHold) -> None:
+    """A lost answer does not say whether the grant is used: asked again under the same action, it says so. A governor that is started anew is waited for
+    as long as one is believed to live without a word."""
+    deadline = run.house.loop.time() + limits.HEARTBEAT_STALE_SECONDS
+    while True:
+        try:
+            return await run.house.governor.redeem(order)
+        except CallerError:
+            raise
+        except BailiwickError:
+            if run.closed is not None or run.house.loop.time() + AGAIN_SECONDS > deadline:
+                raise
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
+async def redeemed(run: Run, action_id: str, action: Action, hold: str, rules: tuple[str, ...]) -> Allow:
+    """Policy once more, now as signed off; then the grant is used up, durably, as the last thing before the intent is written. Raises Refused; the grant
+    is untouched if policy says no or a part is dead. Between here and the first byte a record that stalls, a worker that dies or an agent that leaves
+    still costs a grant: what was used is never used again, so the agent's retry waits for another sign-off."""
     run.check_alive()
     decision = run.decide(action, signed_off=True)
     if not isinstance(decision, Allow):
         why = getattr(decision, "reason", "the boundary asks for another sign-off")
         raise Refused("sign-off-void", 403, f"granted, but not allowed any more: {why}", rules=decision.rules, hold=hold)
-    order = RedeemHold(hold=hold, run=run.id, digest=action.digest(), policy=run.policy)
+    order = RedeemHold(hold=hold, run=run.id, digest=action.digest(), policy=run.policy, action=action_id)
     try:
-        await run.house.tasks.start(run.house.governor.redeem(order))
+        await run.house.tasks.start(_use_up(run, order))
     except CallerError as error:
         raise Refused("sign-off-void", 403, f"the sign-off cannot be used: {error}", rules=rules, hold=hold) from error
     except BailiwickError as error:

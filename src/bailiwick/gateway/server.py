@@ -159,7 +159,7 @@ async def signed_off(exchange: Exchange, desk: holds.HoldDesk, action: Action, h
     await holds.parked(run, desk, found, hold, exchange.park)
     if exchange.gone is not None:
         raise exchange.gone
-    granted = await holds.redeemed(run, action, found.hold, hold.rules)
+    granted = await holds.redeemed(run, exchange.id, action, found.hold, hold.rules)
     exchange.hold = found.hold
     return action, granted
 

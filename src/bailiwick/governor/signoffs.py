@@ -1,6 +1,7 @@
 """Sign-off as the governor runs it: holds opened by gateways, signed by operators, redeemed once, and every step of it on the record first or with it."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from bailiwick.record.event import Event
 
 _WHY_CHARACTERS_MAX = 2_000
 _SHOWN_HOLDS_MAX = 500
+_REDEEMED_KEPT_MAX = 256
 
 
 class Signoffs:
@@ -43,6 +45,7 @@ class Signoffs:
         self._groups = {name: ApprovingGroup(operators=frozenset(group.operators), quorum=group.quorum) for name, group in approvers.items()}
         self._clock = clock
         self._ids = SequenceOfIds()
+        self._redeemed: OrderedDict[HoldId, Event] = OrderedDict()  # for a worker that lost the answer and asks again
         self._signing = anyio.Lock()  # a signature that is on record is in the hold: nobody else signs between the two
 
     def close(self) -> None:
@@ -101,9 +104,12 @@ class Signoffs:
             raise
 
     async def redeem(self, asked: RedeemHold) -> None:
-        """For a gateway: uses the grant up, once. Raises Conflict when it is not to be had."""
-        held = self._holds.redeem(asked.hold, run=asked.run, digest=asked.digest, policy=asked.policy, now=self._clock.now())
-        await self._record(held, "hold.redeemed", digest=held.digest)
+        """For a gateway: uses the grant up, for one action, which may ask again. Raises Conflict when it is not to be had."""
+        held = self._holds.redeem(asked.hold, run=asked.run, digest=asked.digest, policy=asked.policy, action=asked.action, now=self._clock.now())
+        event = self._redeemed.setdefault(held.hold, self._event(held, "hold.redeemed", digest=held.digest, by=asked.action))
+        while len(self._redeemed) > _REDEEMED_KEPT_MAX:
+            self._redeemed.popitem(last=False)
+        await self._recorder.append_durably(event)  # the same event again is one event
 
     async def settle(self, hold: HoldId, operator: Operator, *, granted: bool, why: str) -> HoldView:
         """For an approver. Forbidden for who may not sign, Conflict for a hold that is over."""
@@ -168,16 +174,17 @@ class Signoffs:
                 print(f"{live.worker if live else ''} is not told of {held.hold}: {error}", flush=True)  # noqa: T201
 
     async def _record(self, held: HeldAction, kind: str, **body: Any) -> None:
-        await self._recorder.append_durably(
-            Event(
-                id=self._ids.event(),
-                kind=kind,
-                time=timestamp(self._clock.now()),
-                run=held.run,
-                agent=held.agent,
-                action=ActionId(held.action),
-                body={"hold": held.hold, **body},
-            )
+        await self._recorder.append_durably(self._event(held, kind, **body))
+
+    def _event(self, held: HeldAction, kind: str, **body: Any) -> Event:
+        return Event(
+            id=self._ids.event(),
+            kind=kind,
+            time=timestamp(self._clock.now()),
+            run=held.run,
+            agent=held.agent,
+            action=ActionId(held.action),
+            body={"hold": held.hold, **body},
         )
 
 
