@@ -42,13 +42,21 @@ class FakeRecorder:
         self.events: list[Event] = []
         self.durable: list[Event] = []
         self.healthy = True
+        self.behind = False
+        self.held_back: list[Callable[[], None]] = []
         self.gate: asyncio.Event | None = None  # while set and unset, commits wait
+
+    def when_caught_up(self, call: Callable[[], None]) -> None:
+        self.held_back.append(call)
 
     def append(self, event: Event) -> None:
         if not self.healthy:
             raise BackendError("recorder is down", code="recorder-down")
         assert Role.GATEWAY in KINDS[event.kind].writers
         self.events.append(decode(encode(event)))
+
+    def append_encoded(self, text: str) -> None:
+        self.append(decode(text.encode()))
 
     async def append_durably(self, event: Event) -> int:
         if self.gate is not None:

@@ -16,8 +16,10 @@ from bailiwick.gateway.layers.heads import RequestHead
 from bailiwick.gateway.layers.http1 import End, RequestEvent, RequestReader, response_bytes
 from bailiwick.gateway.layers.tls import TlsFailure, TlsPump
 from bailiwick.gateway.refusal import render
+from bailiwick.gateway.repeated import begun
+from bailiwick.gateway.repeats import Repeat
 from bailiwick.gateway.runs import Run
-from bailiwick.gateway.target import Door, connect_door, door, target_of
+from bailiwick.gateway.target import Door, connect_door, door, may_change, target_of
 from bailiwick.gateway.waiting import drive
 from bailiwick.kernel import limits
 
@@ -44,6 +46,7 @@ class AgentConnection(asyncio.Protocol):
         self._pump: TlsPump | None = None
         self._peek = True
         self._reader = RequestReader()
+        self._heads: dict[bytes, Repeat] | None = None  # what was asked at this door before; once it is known to which
         self._exchange: Exchange | None = None
         self._working = False
         self._paused = False
@@ -141,13 +144,16 @@ class AgentConnection(asyncio.Protocol):
 
     def exchange_over(self, keep: bool) -> None:
         self._exchange = None
-        self.govern(True)  # whatever comes next is decided anew
+        if self._stopped:
+            self.govern(True)  # whatever comes next is decided anew
         self._deadline = self._run.house.loop.time() + limits.IDLE_SECONDS_MAX
         if not keep:
             self.close()
         elif not self._working:
-            self.resume_reading()
-            self._work(self._next())
+            if self._paused:
+                self.resume_reading()
+            if events := self._next():
+                self._work(events)
 
     def close(self) -> None:
         """Sends what is left, then closes."""
@@ -240,6 +246,8 @@ class AgentConnection(asyncio.Protocol):
 
     def _take(self, data: bytes) -> None:
         if self._reader.idle and self._exchange is None:
+            if self._heads and not self.full and (repeat := self._heads.get(data)) is not None and self._again(repeat):
+                return
             self._deadline = self._run.house.loop.time() + limits.HEAD_SECONDS_MAX
         try:
             events = self._reader.feed(data)
@@ -283,11 +291,21 @@ class AgentConnection(asyncio.Protocol):
         if self.full:
             self.pause_reading()
             return []
+        recorder = self._run.house.recorder
+        if recorder.behind:  # a run that asks faster than its record is written is slowed, not refused
+            self.pause_reading()
+            recorder.when_caught_up(self._go_on)
+            return []
         try:
             return self._reader.next()
         except ProtocolViolation as violation:
             self._refuse(violation)
             return []
+
+    def _go_on(self) -> None:
+        if self._exchange is None and not self._closing and not self.full:
+            self.resume_reading()
+            self._work(self._next())
 
     def _begin(self, head: RequestHead) -> None:
         assert self._door is not None
@@ -298,7 +316,21 @@ class AgentConnection(asyncio.Protocol):
             raise ProtocolViolation("upgrade", "upgrades (WebSocket) are not carried yet; use plain requests", status=501)
         target = target_of(self._run, self._door, head, secure=self._pump is not None)
         self._exchange = exchange = Exchange(self, self._run, head, target)
+        if self._reader.alone is not None and self._reader.minor_version == 1 and not may_change(head.authority):
+            if self._heads is None:
+                self._heads = self._run.asked.at((self._door, self._pump is not None))
+            exchange.raw, exchange.heads = self._reader.alone, self._heads
         drive(server.walk(exchange, self._desk), lambda error: server.failed(exchange, error))
+
+    def _again(self, repeat: Repeat) -> bool:
+        """Whether the request, which was asked before, is under way the short way."""
+        exchange = begun(self, self._run, repeat)
+        if exchange is None:
+            return False
+        self._reader.pass_over()
+        self._exchange = exchange
+        exchange.forward()
+        return True
 
     def _tunnel(self, head: RequestHead) -> None:
         assert self._door is not None
@@ -307,7 +339,7 @@ class AgentConnection(asyncio.Protocol):
         self._door = connect_door(self._run, head)
         self.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         rest = self._reader.take_rest()
-        self._reader = RequestReader()
+        self._reader, self._heads = RequestReader(), None
         self._peek = True
         self._deadline = self._run.house.loop.time() + limits.HEAD_SECONDS_MAX
         if rest:

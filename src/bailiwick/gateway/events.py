@@ -1,6 +1,7 @@
 """What the gateway writes down: one function for each kind of event, so that a kind has one shape. Nothing here holds what was injected."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,21 +22,26 @@ class Stamp:
     __slots__ = ("_prefix", "_second")
 
     def __init__(self) -> None:
-        self._second = -1
+        self._second = -1  # in ns, as `time.time_ns`
         self._prefix = ""
 
-    def __call__(self) -> str:
-        second, microsecond = divmod(time.time_ns() // 1_000, 1_000_000)
-        if second != self._second:
-            self._second = second
-            self._prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._prefix}.{microsecond:06d}Z"
+    def __call__(self, now_ns: Callable[[], int] = time.time_ns) -> str:
+        since = now_ns() - self._second
+        if not 0 <= since < 1_000_000_000 or self._second < 0:
+            since = self._turn(since + self._second)
+        return f"{self._prefix}{since // 1_000:06d}Z"
+
+    def _turn(self, moment: int) -> int:
+        since = moment % 1_000_000_000
+        self._second = moment - since
+        self._prefix = datetime.fromtimestamp(self._second // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        return since
 
 
 stamp = Stamp()
 
 
-@dataclass(slots=True)
+@dataclass(init=False)  # defaults stay on the class: most of an outcome is never set
 class Outcome:
     """How an action ended. `result` is answered, failed, refused, or unknown: an effect was sent and nobody can say whether it took place."""
 

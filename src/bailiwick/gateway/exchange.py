@@ -5,10 +5,11 @@ agent, a slow agent the reading from the upstream, and memory stays flat whateve
 """
 
 import hashlib
-from http import HTTPStatus
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from bailiwick.critic.action import Action
+from bailiwick.gateway.agentside import AgentGone, AgentSide
+from bailiwick.gateway.answers import REASONS, KnownAnswer
 from bailiwick.gateway.events import Outcome
 from bailiwick.gateway.git import Repository, announced
 from bailiwick.gateway.layers.heads import RequestHead, ResponseHead
@@ -31,34 +32,30 @@ DRAINED_BYTES_MAX = 1 * limits.MIB  # of a refused body; a longer one ends the c
 LINGER_SECONDS = 5.0  # for the rest of a refused body: closing on it would take the answer with it
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
-_REASONS = {int(status): status.phrase.encode() for status in HTTPStatus} | {413: b"Content Too Large"}
-
-
-class AgentGone(Exception):
-    """The agent closed its connection, or its run was closed: nobody waits for an answer."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-class AgentSide(Protocol):
-    """The connection that an exchange belongs to."""
-
-    @property
-    def full(self) -> bool: ...
-    @property
-    def speaks_chunked(self) -> bool: ...
-    def write(self, data: bytes) -> None: ...
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
-    def exchange_over(self, keep: bool) -> None: ...
-    def close(self) -> None: ...
-    def cut(self, reason: str) -> None: ...
 
 
 class Exchange:
     """Lives from a request's head to the end of both messages. It is the `upstream.Receiver` of its answer."""
+
+    # What most exchanges never change stands here once.
+    hold: str | None = None  # the sign-off that was used up for it
+    scrubber: Scrubber | None = None
+    call: ModelCall | None = None
+    tap: UsageTap | None = None
+    repository: Repository | None = None  # that its answer may announce
+    body: bytes | None = None  # once it was read whole
+    raw: bytes | None = None  # its head, where it may be remembered by it
+    heads: dict[bytes, Any] | None = None  # where it would be
+    request_done = answer_done = sent = False  # sent: a byte of the request may have reached the upstream
+    gone: AgentGone | None = None
+    _mode: Literal["wait", "collect", "forward", "drop"] = "wait"
+    _size = _buffered = 0
+    _collected: Pending[bytes] | None = None
+    _parked: Pending[Any] | None = None
+    _answered: Pending[None] | None = None
+    _upstream: UpstreamConnection | None = None
+    _hash: Any = None
+    _answer_chunked = _answer_begun = False
 
     def __init__(self, connection: AgentSide, run: Run, head: RequestHead, target: Target) -> None:
         self.run = run
@@ -67,33 +64,14 @@ class Exchange:
         self.fields = head.fields  # to forward, but for what is one hop's
         self.id = run.house.ids.action()
         self.outcome = Outcome()
-        self.hold: str | None = None  # the sign-off that was used up for it
-        self.scrubber: Scrubber | None = None
-        self.call: ModelCall | None = None
-        self.tap: UsageTap | None = None
-        self.repository: Repository | None = None  # that its answer may announce
-        self.body: bytes | None = None  # once it was read whole
-        self.request_done = False
-        self.answer_done = False
-        self.sent = False  # a byte of the request may have reached the upstream
-        self.gone: AgentGone | None = None
         self.started = run.house.loop.time()
         self.deadline = self.started + limits.IDLE_SECONDS_MAX
         self._connection = connection
-        self._mode: Literal["wait", "collect", "forward", "drop"] = "wait"
         self._parts: list[bytes] = []
-        self._size = self._buffered = 0
-        self._collected: Pending[bytes] | None = None
-        self._parked: Pending[Any] | None = None
-        self._answered: Pending[None] | None = None
-        self._upstream: UpstreamConnection | None = None
-        self._hash: Any = None
         self._continue = head.expects_continue
         self._out: list[bytes] = []  # of the answer, until the end of what came at once
         self._untapped: list[bytes] = []  # of the answer, as it was given
-        self._answer_chunked = False
         self._keep_alive = head.keep_alive
-        self._answer_begun = False
 
     def begin(self, action: Action) -> None:
         """From here on the action has an outcome."""
@@ -215,6 +193,24 @@ class Exchange:
             self._invite()
         await answered
 
+    def takes_whole(self, answer: KnownAnswer, out: bytes) -> bool:
+        """Whether an answer that is here whole, with a head seen before, may go on as `out`: nothing reads it, nothing is in it to be taken out."""
+        if self.call is not None or self.repository is not None or not self._keep_alive or not self.request_done or not self._connection.speaks_chunked:
+            return False
+        return self.scrubber is None or self.scrubber.passes(answer, out)
+
+    def answer_whole(self, answer: KnownAnswer, out: bytes) -> None:
+        """In the place of `answer_head` to `answer_end`."""
+        self.outcome.status = answer.status
+        self.outcome.answer_bytes = answer.length
+        self._connection.write(out)
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            self.run.upstreams.keep(self.target.destination, upstream)
+        self.answer_done = True
+        self._concluded(None)
+        self._connection.exchange_over(True)
+
     def answer_head(self, head: ResponseHead) -> None:
         self.deadline = self.run.house.loop.time() + limits.UPSTREAM_ANSWER_SECONDS_MAX
         self.outcome.status = head.status
@@ -226,7 +222,7 @@ class Exchange:
             if head.framing != "none" and (head.first(b"content-encoding") or b"identity").lower() != b"identity":
                 self._break_off(UpstreamFailed("answer-encoded", "the answer is compressed although it must not be, so what was injected cannot be taken out"))
                 return
-            fields, reason = scrubber.fields(fields), _REASONS.get(head.status, b"")
+            fields, reason = scrubber.fields(fields), REASONS.get(head.status, b"")
         if self.tap is None and self.call is not None and self.target.route is not None and head.status < 400:
             stream = (head.first(b"content-type") or b"").lower().startswith(b"text/event-stream")
             self.tap = UsageTap(self.target.endpoint or "", stream=stream, content_encoding=(head.first(b"content-encoding") or b"").decode("latin-1") or None)
@@ -300,14 +296,17 @@ class Exchange:
                 self._mode = "drop"
                 self.deadline = self.run.house.loop.time() + LINGER_SECONDS
         self.answer_done = True
-        if self._answered is not None:
-            self._answered.settle(None)
+        self._concluded(None)
         self._over()
 
     def answer_failed(self, failure: UpstreamFailed) -> None:
         self._upstream = None
+        self._concluded(failure)
+
+    def _concluded(self, failure: UpstreamFailed | None) -> None:
+        """The answer is here, or will not be: whoever walks this exchange goes on."""
         if self._answered is not None:
-            self._answered.fail(failure)
+            self._answered.settle(None) if failure is None else self._answered.fail(failure)
 
     def upstream_full(self) -> None:
         self._connection.pause_reading()
@@ -380,7 +379,7 @@ class Exchange:
         self.deadline = self.run.house.loop.time() + LINGER_SECONDS
         if not self._keep_alive:
             fields += ((b"connection", b"close"),)
-        head = response_bytes(status, _REASONS.get(status, b""), fields)
+        head = response_bytes(status, REASONS.get(status, b""), fields)
         self._connection.write(head if self.head.method == "HEAD" else head + body)
         self.answer_done = True
         self._connection.resume_reading()

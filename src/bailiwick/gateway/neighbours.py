@@ -1,6 +1,7 @@
 """What the data path needs of the processes around it, as it needs it. Each may be dead at any moment; each then says so and nothing is allowed."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,8 +21,19 @@ class Recorder(Protocol):
     @property
     def healthy(self) -> bool: ...
 
+    @property
+    def behind(self) -> bool:
+        """Much is unacknowledged; new requests wait for `when_caught_up`."""
+        ...
+
+    def when_caught_up(self, call: Callable[[], None]) -> None: ...
+
     def append(self, event: Event) -> None:
         """Written in time; lost only with this process."""
+        ...
+
+    def append_encoded(self, text: str) -> None:
+        """The same for an event as `record.event.encode` writes it."""
         ...
 
     async def append_durably(self, event: Event) -> int:

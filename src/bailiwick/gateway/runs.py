@@ -2,13 +2,14 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from bailiwick.critic.action import Action
 from bailiwick.critic.budget import Budget
 from bailiwick.critic.decision import Decision, Retry
 from bailiwick.critic.enforcement import ModelRoute, OpenRun, Usage
 from bailiwick.gateway import events
+from bailiwick.gateway.asked import Asked
 from bailiwick.gateway.git import Repositories
 from bailiwick.gateway.layers.tls import Front
 from bailiwick.gateway.leases import LeaseShelf
@@ -148,6 +149,7 @@ class Run:
         self.unknown: list[str] = []  # actions whose outcome was recorded as that
         self.repositories = Repositories()
         self.authorities: dict[str, tuple[str, int | None]] = {}  # as written by the agent; see target
+        self.asked: Asked[Any] = Asked()  # of repeats.Repeat
         self.parked = 0
         self.buffered = 0  # bytes of bodies that wait for their decision
         self._counted = _Counted()
@@ -160,6 +162,7 @@ class Run:
         if self._counted.calls:  # bounds may speak of it from now on
             self.budget.replace_limits(order.budget, self.used)
             self._counted = _Counted()
+        self.asked.forget()
         self.names.tell(order.names)
         self.order = order
         self.agent = order.agent
@@ -241,6 +244,7 @@ class Run:
     def close(self, reason: str) -> tuple[int, list[str]]:
         """Cuts every connection; how many there were, and the actions whose outcome is now unknown."""
         self.closed = reason
+        self.asked.forget()
         known = len(self.unknown)
         connections = tuple(self.connections)
         for connection in connections:

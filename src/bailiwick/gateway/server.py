@@ -2,7 +2,9 @@
 stream back, record the outcome. Every step that cannot be taken ends it with a refusal that names why.
 """
 
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
 from bailiwick.broker.inject import strip_and_inject
 from bailiwick.broker.messages import UseLease
@@ -10,8 +12,9 @@ from bailiwick.critic.action import Action, Body, ModelResource, Verb
 from bailiwick.critic.budget import Reservation
 from bailiwick.critic.decision import Allow, Decision, Deny, Hold
 from bailiwick.critic.enforcement import Usage
-from bailiwick.gateway import actions, events, holds, metering, models
-from bailiwick.gateway.exchange import AgentGone, Exchange
+from bailiwick.gateway import actions, events, holds, metering, models, repeats
+from bailiwick.gateway.agentside import AgentGone
+from bailiwick.gateway.exchange import Exchange
 from bailiwick.gateway.fields import signed_fields
 from bailiwick.gateway.git import announcing
 from bailiwick.gateway.layers.http1 import end_to_end, request_bytes
@@ -50,10 +53,20 @@ async def _walk(exchange: Exchange, desk: holds.HoldDesk) -> None:
         elif not isinstance(ended, AgentGone):
             raise
         return
+    await concluded(exchange, action, reservation, performed(exchange, action, decision))
+
+
+async def performed(exchange: Exchange, action: Action, decision: Decision) -> None:
+    await intended(exchange, action, decision)
+    lent = await borrowed(exchange, action)
+    outgoing = await forwarded(exchange, action, lent)
+    repeats.remember(exchange, action, decision, lent, outgoing)
+
+
+async def concluded(exchange: Exchange, action: Action, reservation: Reservation | None, steps: Coroutine[Any, Any, None]) -> None:
+    """Takes the steps that do an action; whichever of them fails, its outcome is recorded."""
     try:
-        await intended(exchange, action, decision)
-        lent = await borrowed(exchange, action)
-        await forwarded(exchange, action, lent)
+        await steps
         exchange.outcome.result = "answered"
     except Refused as refused:
         exchange.outcome.error = refused.kind
@@ -220,8 +233,9 @@ def require_sealed(run: Run, target: Target) -> None:
     raise Refused("denied", 403, reason, rules=("bailiwick.credential/in-clear",))
 
 
-async def forwarded(exchange: Exchange, action: Action, lent: Lent | None) -> None:
-    """Injects, sends, and streams the answer back. A read that a kept connection closed upon, unanswered, is sent once more; nothing else ever is."""
+async def forwarded(exchange: Exchange, action: Action, lent: Lent | None) -> bytes:
+    """Injects, sends, and streams the answer back; returns the head as sent. A read that a kept connection closed upon, unanswered, is sent once
+    more; nothing else ever is."""
     run, destination = exchange.run, exchange.target.destination
     try:
         head = outgoing(exchange, lent)
@@ -231,11 +245,17 @@ async def forwarded(exchange: Exchange, action: Action, lent: Lent | None) -> No
     if upstream is not None:
         try:
             await _asked(exchange, upstream, head)
-            return
+            return head
         except UpstreamFailed as failure:
             if failure.code != "no-answer" or action.verb is not Verb.READ or exchange.head.framing != "none":
                 raise
-    upstream = await exchange.park(run.house.tasks.start(_connected(exchange)))
+    await forwarded_anew(exchange, head)
+    return head
+
+
+async def forwarded_anew(exchange: Exchange, head: bytes) -> None:
+    """On a connection that nothing was sent on before."""
+    upstream = await exchange.park(exchange.run.house.tasks.start(_connected(exchange)))
     await _asked(exchange, upstream, head)
 
 

@@ -159,9 +159,14 @@ def _authority(run: Run, text: str) -> tuple[str, int | None]:
         return known
     host, port = _split(text)
     meant = (_named(run, host), port)
-    if not _SYNTHETIC.search(text) and len(run.authorities) < AUTHORITIES_MAX:
+    if not may_change(text) and len(run.authorities) < AUTHORITIES_MAX:
         run.authorities[text] = meant
     return meant
+
+
+def may_change(authority: str) -> bool:
+    """Whether an authority as written may come to mean another name: a synthetic address does once its name is asked for."""
+    return _SYNTHETIC.search(authority) is not None
 
 
 def _named(run: Run, host: str) -> str:

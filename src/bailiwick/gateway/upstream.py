@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, cast
 
 from bailiwick.critic.enforcement import HostPin
 from bailiwick.gateway.addresses import special_purpose
+from bailiwick.gateway.answers import KnownAnswer, KnownAnswers
 from bailiwick.gateway.layers.chunked import ProtocolViolation
 from bailiwick.gateway.layers.heads import ResponseHead
 from bailiwick.gateway.layers.http1 import END, End, ResponseReader
@@ -43,8 +44,10 @@ class Destination(NamedTuple):
 
 
 class Receiver(Protocol):
-    """Who asked. Heard in order: head, data, end; or a failure at any time."""
+    """Who asked. Heard in order: head, data, end; or a failure at any time. Or all of it at once, if that is what it takes."""
 
+    def takes_whole(self, answer: KnownAnswer, out: bytes) -> bool: ...
+    def answer_whole(self, answer: KnownAnswer, out: bytes) -> None: ...
     def answer_head(self, head: ResponseHead) -> None: ...
     def answer_data(self, data: bytes) -> None: ...
     def answer_flush(self) -> None:
@@ -85,7 +88,7 @@ def _verifying(ca: str | None) -> ssl.SSLContext:
 class UpstreamConnection(asyncio.Protocol):
     """One connection. `ask` takes it for one exchange; afterwards it may be kept if `reusable`."""
 
-    def __init__(self, address: str, pump: TlsPump | None, lost: "Callable[[UpstreamConnection], None]") -> None:
+    def __init__(self, address: str, pump: TlsPump | None, lost: "Callable[[UpstreamConnection], None]", known: KnownAnswers | None = None) -> None:
         self.address = address
         self.reused = False
         self.idle_since = 0.0
@@ -98,6 +101,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._kept = False
         self._paused = False
         self._lost = lost
+        self._known = KnownAnswers() if known is None else known
 
     # -- the asking side
 
@@ -107,11 +111,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        return self._kept and self.open and self._receiver is None
+        return self._kept and self._receiver is None and self._transport is not None and not self._transport.is_closing()
 
     def ask(self, method: str, receiver: Receiver) -> None:
         self._receiver, self._answered, self._kept = receiver, False, False
-        self.resume_reading()
+        if self._paused:
+            self.resume_reading()
         self._reader.expect(method)
 
     def send(self, data: bytes) -> None:
@@ -185,6 +190,16 @@ class UpstreamConnection(asyncio.Protocol):
             self.close()  # it speaks without being asked: out of step
             return
         self._answered = True
+        reader, raw = self._reader, b""
+        if reader.asked:
+            end = data.find(b"\r\n\r\n") + 4
+            raw = data[:end]
+            known = self._known.get(raw)
+            if known is not None and len(data) - end == known.length and receiver.takes_whole(known, out := known.outgoing + data[end:]):
+                reader.pass_over()
+                self._receiver, self._kept = None, True
+                receiver.answer_whole(known, out)
+                return
         try:
             events = self._reader.feed(data)
         except ProtocolViolation as violation:
@@ -198,6 +213,8 @@ class UpstreamConnection(asyncio.Protocol):
                 receiver.answer_end()
             else:
                 self._kept = event.keep_alive
+                if raw and event.status // 100 == raw[9] - 0x30:  # and not of an interim answer before it
+                    self._known.add(raw, event)
                 receiver.answer_head(event)
             if self._receiver is not receiver:
                 return
@@ -257,6 +274,7 @@ class Upstreams:
         self._pins: Mapping[str, HostPin] = {}
         self._idle: dict[Destination, list[UpstreamConnection]] = {}
         self._all: set[UpstreamConnection] = set()
+        self._known = KnownAnswers()
 
     def pin(self, pins: Mapping[str, HostPin]) -> None:
         """Names whose address the configuration says. What was kept under other pins is closed."""
@@ -301,7 +319,9 @@ class Upstreams:
 
     def keep(self, destination: Destination, connection: UpstreamConnection) -> None:
         """The exchange is over: the connection waits for the next one of this run, or goes."""
-        idle = self._idle.setdefault(destination, [])
+        idle = self._idle.get(destination)
+        if idle is None:
+            idle = self._idle[destination] = []
         if connection.reusable and len(idle) < IDLE_PER_DESTINATION_MAX:
             connection.resume_reading()  # or its closing would not be noticed
             connection.idle_since = self._loop.time()
@@ -341,7 +361,7 @@ class Upstreams:
         if destination.tls:
             pin = self._pins.get(destination.name)
             pump = TlsPump.client(self._contexts.context(pin.ca if pin else None), destination.name)
-        _, connection = await self._loop.create_connection(lambda: UpstreamConnection(address, pump, self._all.discard), address, port)
+        _, connection = await self._loop.create_connection(lambda: UpstreamConnection(address, pump, self._all.discard, self._known), address, port)
         self._all.add(connection)
         try:
             await connection.opened

@@ -53,6 +53,7 @@ class _Reader:
         self._state: Literal["head", "length", "chunked", "until-close", "done", "failed"] = "head"
         self._left = 0
         self._chunks = ChunkReader()
+        self.alone: bytes | None = None  # the last head as it came, if it came at once and nothing with it
         self._scanned = 0  # of an unfinished head: looked at already, so that a head in single bytes costs no more than its size
         self.minor_version = 1
 
@@ -65,6 +66,10 @@ class _Reader:
     def idle(self) -> bool:
         """Between messages: nothing of the next one has arrived."""
         return self._state == "head" and not self._buffer
+
+    def pass_over(self) -> None:
+        """While idle: a whole message came and was known by its bytes. The reader stands behind it as if it had read it."""
+        self._state = "done"
 
     def _body(self) -> "list[bytes | End]":
         data = self._buffer
@@ -131,7 +136,8 @@ class RequestReader(_Reader):
         """What became known: a head, pieces of body, the end. Nothing of a message behind the one at hand."""
         if self._state == "failed":
             raise ProtocolViolation("broken", "the connection is out of step after an earlier violation")
-        self._buffer = self._buffer + data if self._buffer else data
+        known_before = bool(self._buffer)
+        self._buffer = self._buffer + data if known_before else data
         if self._state == "done":
             return []
         events: list[RequestEvent] = []
@@ -141,6 +147,7 @@ class RequestReader(_Reader):
             whole = self._whole_head(REQUEST_LINE)
             if whole is None:
                 return events
+            self.alone = None if known_before or self._buffer else data
             try:
                 head = self._head(*whole)
             except ProtocolViolation:
@@ -155,7 +162,7 @@ class RequestReader(_Reader):
         """The message at hand is answered: what of the following one is known already."""
         if self._state == "done":
             self._state = "head"
-        return self.feed(b"")
+        return self.feed(b"") if self._buffer else []
 
     def take_rest(self) -> bytes:
         """Behind a CONNECT: bytes that are no longer HTTP of this reader."""
@@ -200,6 +207,11 @@ class ResponseReader(_Reader):
     def expect(self, method: str) -> None:
         self._method = method
         self._state = "head"
+
+    @property
+    def asked(self) -> bool:
+        """Nothing of the answer has come yet, and it may have a body."""
+        return self._state == "head" and not self._buffer and self._method != "HEAD"
 
     def feed(self, data: bytes) -> list[ResponseEvent]:
         """A head, pieces of body, the end. Interim answers (1xx) are dropped: the gateway speaks for itself. Bytes behind the end are a violation."""

@@ -10,7 +10,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import quote_from_bytes
 
 REPLACEMENT: Final = b"[redacted by bailiwick]"
@@ -165,6 +165,15 @@ def _overlap(left: bytes, right: bytes) -> bool:
     return any(left.endswith(right[:size]) for size in range(1, min(len(left), len(right)) + 1))
 
 
+class WholeAnswer(Protocol):
+    """What is known of its head: whether its body is compressed, and the names of its fields."""
+
+    @property
+    def encoded(self) -> bool: ...
+    @property
+    def names(self) -> frozenset[bytes]: ...
+
+
 class Scrubber:
     """For one answer. What comes out never holds a form of a secret; where none went in, it is what went in. `found` counts what was taken out."""
 
@@ -174,6 +183,12 @@ class Scrubber:
         self._patterns = secrets if isinstance(secrets, Patterns) else Patterns(secrets)
         self._held = b""
         self.found = 0
+
+    def passes(self, answer: WholeAnswer, out: bytes) -> bool:
+        """Whether `out`, a whole answer as the agent would get it, holds nothing that would be taken out: neither a form, nor a field whose name was not
+        found clean before, nor a coding that would hide one."""
+        patterns = self._patterns
+        return not answer.encoded and answer.names <= patterns.names and not patterns.occur_in(out)
 
     def feed(self, data: bytes) -> bytes:
         """What may go on now."""

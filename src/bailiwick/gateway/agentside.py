@@ -1,0 +1,26 @@
+"""The connection of an agent as its exchange sees it."""
+
+from typing import Protocol
+
+
+class AgentGone(Exception):
+    """The agent closed its connection, or its run was closed: nobody waits for an answer."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class AgentSide(Protocol):
+    """The connection that an exchange belongs to."""
+
+    @property
+    def full(self) -> bool: ...
+    @property
+    def speaks_chunked(self) -> bool: ...
+    def write(self, data: bytes) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def exchange_over(self, keep: bool) -> None: ...
+    def close(self) -> None: ...
+    def cut(self, reason: str) -> None: ...
