@@ -12,7 +12,7 @@ def test_a_hold_is_approved_by_who_may(api: Any) -> None:
     api.roles, api.name = "approver", "bo"
     settled = api("POST", f"/v1/holds/{hold}/approve", {"why": "checked"})[1]
     assert (settled["state"], settled["signed"][0]["operator"], settled["signed"][0]["why"]) == ("granted", "bo", "checked")
-    assert api("POST", f"/v1/holds/{hold}/deny", {"why": "late"})[0] == 409
+    assert api("POST", f"/v1/holds/{hold}/approve", {"why": "late"})[0] == 409
 
 
 def test_a_denial_says_why(api: Any) -> None:

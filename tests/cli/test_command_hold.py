@@ -38,6 +38,15 @@ def test_denying_says_why(cli: Any, hold: str) -> None:
     assert cli.governance.known_holds[hold].reason == "not on a Friday"
 
 
+def test_a_grant_is_taken_back_until_it_is_used(cli: Any, hold: str) -> None:
+    """What was approved can be denied; what was denied cannot be settled again."""
+    cli("approve", hold, "--yes")
+    assert cli("deny", hold, "--why", "on second thoughts", "--yes") == f"{hold} denied\n"
+    assert [signature["outcome"] for signature in cli.governance.known_holds[hold].signed] == ["granted", "denied"]
+    cli("deny", hold, "--why", "once more", "--yes", status=4)
+    cli("approve", hold, "--yes", status=4)
+
+
 def test_an_unknown_hold_is_named(cli: Any) -> None:
     """With the way to find the right one."""
     for name in ("last", "hold-0123456789abcdefg", "nonsense", "../runs"):

@@ -1,12 +1,14 @@
 """A server at whose gates an agent waits until the test opens them: how a test and a sealed agent agree on what comes first, without a sleep."""
 
 import threading
+import time
 from collections import defaultdict
 
 from bailiwick.cli.demo.web import Request, Response, Server
 
 NAME = "gate.internal"
 SECONDS_MAX = 60.0
+_SLICE_SECONDS = 0.1  # between two looks at whether the server is to stop
 
 
 class Gate:
@@ -28,4 +30,8 @@ class Gate:
     def _answer(self, request: Request) -> Response:
         name = request.path.removeprefix("/")
         self._arrived[name].set()
-        return Response(200 if self._open[name].wait(SECONDS_MAX) else 504)
+        until = time.monotonic() + SECONDS_MAX
+        while not self._open[name].wait(_SLICE_SECONDS):
+            if self.server.stopping.is_set() or time.monotonic() > until:
+                return Response(504)
+        return Response(200)

@@ -85,6 +85,14 @@ class Stage(Installation):
         """An entry of `hosts` that leads to a server of this machine."""
         return {"address": f"127.0.0.1:{port}", "tls": tls} | ({"ca": ca} if ca and tls else {})
 
+    def __enter__(self) -> "Stage":
+        try:
+            super().__enter__()
+        except BaseException:
+            self.servers.close()
+            raise
+        return self
+
     def __exit__(self, *details: object) -> None:
         try:
             super().__exit__(*details)

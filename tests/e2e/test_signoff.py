@@ -196,6 +196,42 @@ def test_a_grant_is_for_exactly_the_bytes_that_were_shown(stage: Stage) -> None:
     assert writes(stage, path) == 1
 
 
+def test_a_grant_is_for_one_run(stage: Stage) -> None:
+    """The same request of another run does not use it up: it is held for itself."""
+    path = "production/borrowed"
+    run = begin(stage, [put(path, timeout=1), gate("borrowed"), put(path)])
+    hold = wait_pending(stage, run, path)
+    GATE.wait_arrived("borrowed")
+    approve(stage, hold)
+    other = begin(stage, [put(path)])
+    theirs = wait_pending(stage, other, path)
+    assert theirs.hold != hold.hold
+    stage.cli("deny", theirs.hold, "--why", "not yours", check=True)
+    assert said(stage.wait_ended(other), path)[0]["status"] == 403
+    assert writes(stage, path) == 0
+    GATE.open("borrowed")
+    assert said(stage.wait_ended(run), path)[1]["status"] == 201
+    assert writes(stage, path) == 1
+
+
+def test_a_grant_may_be_taken_back_until_it_is_used(stage: Stage) -> None:
+    """An approver who thinks again denies what was granted; the agent's next tries are told so, as a denial is final, and nothing was written."""
+    path = "production/again"
+    run = begin(stage, [put(path, timeout=1), gate("again"), put(path), put(path)])
+    hold = wait_pending(stage, run, path)
+    GATE.wait_arrived("again")
+    approve(stage, hold)
+    stage.cli("deny", hold.hold, "--why", "on second thoughts", check=True)
+    GATE.open("again")
+    done = stage.wait_ended(run)
+    told = [(line["json"]["type"].rpartition(":")[2], line["json"]["hold"]) for line in said(done, path)[1:]]
+    assert told == [("sign-off-denied", hold.hold)] * 2
+    assert "on second thoughts" in said(done, path)[1]["json"]["reason"]
+    assert [other.state for other in holds(stage, run)] == ["denied"]
+    assert done.of("hold.redeemed") == []
+    assert writes(stage, path) == 0
+
+
 def test_of_two_that_wait_for_one_grant_one_goes(stage: Stage) -> None:
     """The same request twice at once is one hold, and one write."""
     path = "production/twins"

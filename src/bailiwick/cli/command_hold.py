@@ -76,7 +76,7 @@ def deny(
     json: options.Json = False,
     state: options.State = None,
 ) -> None:
-    """Refuses a held action, and says why.
+    """Refuses a held action, and says why. What was approved and is not used yet is taken back.
 
     \b
     bailiwick deny last --why "not on a Friday"
@@ -96,7 +96,7 @@ def _settle(api: "Client", named: str, *, granted: bool, why: str, yes: bool, js
     if not json:
         for line in held(hold):
             terminal.note(line)
-    if hold.state != "pending":
+    if hold.state != "pending" and (granted or hold.state != "granted"):  # a grant may be taken back until it is used
         raise CallerError(f"{hold.hold} is {hold.state}; only a pending one can be settled", code="conflict")
     if not yes and terminal.interactive() and not terminal.ask("let it happen, once?" if granted else "refuse it?"):
         raise Stop(Exit.REFUSED, f"{hold.hold} is left as it was")
