@@ -54,7 +54,11 @@ def wrap(room: Any, process: str, facts: Path) -> None:
 
             def wait() -> None:
                 signal.sigwait({ORDER})
-                report(hostile.attempts(json.loads(facts.read_text()), given))
+                try:
+                    report(hostile.attempts(json.loads(facts.read_text()), given))
+                except BaseException as error:
+                    sys.stdout.write(f"{MARK}{json.dumps({'attempt': 'all', 'succeeded': False, 'broke': True, 'detail': repr(error)})}\n{MARK}over\n")
+                    sys.stdout.flush()
 
             threading.Thread(target=wait, name="hostile", daemon=True).start()
         faithful(**given)

@@ -142,7 +142,12 @@ def _() -> Verdict:
     return answer.startswith(b"SSH") or CANARY in answer, repr(answer[:60])
 
 
-@attempt("connect-port-22-in-http", "action.decided", '"deny"', f"http://{OPEN}:22/public/ssh")
+@attempt("connect-port-22-of-another", "action.decided", '"deny"', "http://another.example:22/ssh")
+def _() -> Verdict:
+    return judged(through("another.example:22", get("another.example:22", "/ssh")))
+
+
+@attempt("connect-port-22-in-http", "attempt.refused", '"pinned-port"')
 def _() -> Verdict:
     return judged(through(f"{OPEN}:22", get(f"{OPEN}:22", "/public/ssh")))
 
