@@ -12,6 +12,7 @@ from bailiwick.broker.messages import LeasesUsed, LeaseUse
 from bailiwick.critic.enforcement import BudgetLimits, HoldSettled, ModelRoute
 from bailiwick.critic.rules import ModelRules
 from bailiwick.gateway import exchange as exchange_module
+from bailiwick.gateway import runs
 from bailiwick.kernel import limits
 
 CONFIG = {"allow": ["read", "write", "delete"], "http": "config.internal"}
@@ -751,9 +752,10 @@ async def test_a_refused_upload_hears_why(tmp_path: Path) -> None:
         await wire.rest()
 
 
-async def test_bodies_that_wait_for_a_decision_are_bounded_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", ["BUFFERED_BYTES_PER_RUN_MAX", "BUFFERED_BYTES_MAX"])
+async def test_bodies_that_wait_for_a_decision_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     """Many held requests do not take the memory of the other runs' worker; what one of them held is free again when it is over."""
-    monkeypatch.setattr(exchange_module, "BUFFERED_BYTES_PER_RUN_MAX", 250_000)
+    monkeypatch.setattr(runs, bound, 250_000)
     raw = b"PUT /%d HTTP/1.1\r\nHost: config.internal\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)
     async with neighbourhood(tmp_path, HELD) as place:
         await place.pin("config.internal")
@@ -767,10 +769,24 @@ async def test_bodies_that_wait_for_a_decision_are_bounded_for_a_run(tmp_path: P
         assert (answer.status, json.loads(answer.body)["type"]) == (413, "urn:bailiwick:problem:too-large")
         wires[0].close()
         await place.until(lambda: place.run.parked == 1)
-        assert place.run.buffered == 100_000
+        assert place.run.buffered == place.house.buffered == 100_000
         late = await place.dial("config.internal", 80)
         late.send(raw % 3)
         await place.until(lambda: place.run.parked == 2)
+
+
+async def test_no_body_is_read_where_none_could_be_allowed(tmp_path: Path) -> None:
+    """A model endpoint of a run that may call no model at all is denied by its head, with nothing of the body waited for or held."""
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        place.models = [ModelRoute(provider="openai", dialect="openai", host="api.openai.test")]
+        upstream = await place.pin("api.openai.test", tls=True)
+        wire = await place.dial_tls("api.openai.test")
+        wire.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.test\r\nContent-Length: 9000000\r\n\r\n{")
+        answer = await wire.answer()
+        assert (answer.status, json.loads(answer.body)["error"]["type"]) == (403, "permission_error")
+        (event,) = place.recorder.of("action.decided")
+        assert (event.decision, event.verb, event.resource) == ("deny", "call-model", "openai/(unread)")
+        assert (place.run.buffered, upstream.connections) == (0, 0)
 
 
 async def test_closing_a_run_cuts_everything_and_records_unknown(tmp_path: Path) -> None:

@@ -100,9 +100,14 @@ class Critic:
         self._principal = {"type": "Agent", "id": boundary.agent}
         self._by_id = {policy.id: policy for policy in boundary.policies}
         self._index = {action: _Index(boundary.policies, action) for action in ACTIONS}
+        self._permitted = frozenset(action for policy in boundary.policies if policy.effect == "permit" for action in policy.actions)
         self._handles: _Recent[tuple[int, ...], _Candidates] = _Recent(HANDLES_MAX)
         self._verdicts: _Recent[Hashable, _Verdict] = _Recent(VERDICTS_MAX)  # by the facts that the candidates read
         self._decisions: _Recent[Hashable, Decision] = _Recent(VERDICTS_MAX)  # by the resource as it came
+
+    def may_permit(self, action: str) -> bool:
+        """Whether there is a policy that could ever permit it; without one the answer is Deny, whatever the facts."""
+        return action in self._permitted
 
     def decide(self, action: Action, *, signed_off: bool = False) -> Decision:
         """With `signed_off`, whether the action may be done now that its hold is granted: Allow or Deny, never Hold."""

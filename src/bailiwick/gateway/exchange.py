@@ -27,7 +27,6 @@ from bailiwick.kernel import limits
 T = TypeVar("T")
 
 QUEUED_BYTES_MAX = 64 * limits.KIB  # of a body that waits for its decision
-BUFFERED_BYTES_PER_RUN_MAX = 64 * limits.MIB  # of bodies read before their decision: four of the largest, or a thousand common ones
 DRAINED_BYTES_MAX = 1 * limits.MIB  # of a refused body; a longer one ends the connection
 LINGER_SECONDS = 5.0  # for the rest of a refused body: closing on it would take the answer with it
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -110,20 +109,18 @@ class Exchange:
                 self.deadline = self.run.house.loop.time() + limits.IDLE_SECONDS_MAX
                 self._parts.append(data)
                 self._buffered += len(data)
-                self.run.buffered += len(data)
+                self.run.hold_back(len(data))
                 if self._mode == "wait" and self._size > QUEUED_BYTES_MAX:
                     self._connection.pause_reading()
 
     def _too_much(self, size: int, more: int) -> str | None:
         if size > limits.BODY_BUFFER_BYTES_MAX:
             return f"a body that is read before its decision must be at most {limits.BODY_BUFFER_BYTES_MAX} bytes"
-        if self.run.buffered + more > BUFFERED_BYTES_PER_RUN_MAX:
-            return f"the bodies of this run that wait for a decision exceed {BUFFERED_BYTES_PER_RUN_MAX} bytes; ask again when some were answered"
-        return None
+        return self.run.full_with(more)
 
     def let_go(self) -> None:
         """Its walk is over, and with it what it held back."""
-        self.run.buffered -= self._buffered
+        self.run.hold_back(-self._buffered)
 
     def body_end(self) -> None:
         self.request_done = True

@@ -74,3 +74,4 @@ class House:
     contexts: TlsContexts = field(default_factory=TlsContexts)
     ids: SequenceOfIds = field(default_factory=SequenceOfIds)
     resolver: Resolver | None = None
+    buffered: int = 0  # bytes of bodies that wait for their decision, of all runs

@@ -17,10 +17,13 @@ from bailiwick.gateway.names import NameTable
 from bailiwick.gateway.neighbours import House
 from bailiwick.gateway.upstream import Upstreams
 from bailiwick.gateway.waiting import Pending
+from bailiwick.kernel import limits
 from bailiwick.kernel.errors import BailiwickError
 from bailiwick.kernel.ids import RunId
 from bailiwick.record.event import Event
 
+BUFFERED_BYTES_PER_RUN_MAX = 64 * limits.MIB  # of bodies read before their decision: four of the largest, or a thousand common ones
+BUFFERED_BYTES_MAX = 256 * limits.MIB  # of all runs of a worker
 REFUSALS_BURST = 64
 REFUSALS_PER_SECOND = 4.0  # of attempt.refused in the record, per run: a flood is counted, not written
 DENIALS_BURST = 256  # more than an agent that tries each of its tools once, and reads the answers
@@ -30,6 +33,7 @@ DENIALS_PER_SECOND = 50.0  # of denied or held actions, per run: each is recorde
 class Decider(Protocol):
     """`critic.evaluate.Critic`."""
 
+    def may_permit(self, action: str) -> bool: ...
     def decide(self, action: Action, *, signed_off: bool = False) -> Decision: ...
 
 
@@ -184,6 +188,18 @@ class Run:
             raise dead("governor", "has not been heard from")
         if not self.house.recorder.healthy:
             raise dead("recorder", "does not take events")
+
+    def hold_back(self, change: int) -> None:
+        """Bytes of a body that waits for its decision, or no longer does."""
+        self.buffered += change
+        self.house.buffered += change
+
+    def full_with(self, more: int) -> str | None:
+        """Why no more may wait."""
+        for whose, buffered, bound in (("this run", self.buffered, BUFFERED_BYTES_PER_RUN_MAX), ("all runs", self.house.buffered, BUFFERED_BYTES_MAX)):
+            if buffered + more > bound:
+                return f"the bodies of {whose} that wait for a decision exceed {bound} bytes; ask again when some were answered"
+        return None
 
     def unbounded(self, effect: bool) -> bool:
         """Whether no bound of the budget speaks of a plain request: then it is only counted."""

@@ -9,6 +9,7 @@ from typing import Any
 from bailiwick.broker.inject import strip_and_inject
 from bailiwick.broker.messages import UseLease
 from bailiwick.critic.action import Action, Body, ModelResource, Verb
+from bailiwick.critic.boundary import MODEL_CALL
 from bailiwick.critic.budget import Reservation
 from bailiwick.critic.decision import Allow, Decision, Deny, Hold
 from bailiwick.critic.enforcement import Usage
@@ -103,6 +104,11 @@ async def understood(exchange: Exchange) -> Action:
         if head.framing == "chunked" and run.order.budget.egress_bytes is not None:
             await exchange.read_body()  # how much leaves is known, and set aside, before it does
         return action
+    if not run.observe and not run.critic.may_permit(MODEL_CALL):  # no body is read where none could change the answer
+        unread = ModelResource(provider=target.route.provider, model="(unread)", endpoint=target.endpoint, host=target.name)
+        action = replace(action, verb=Verb.CALL_MODEL, resource=unread)
+        if isinstance(run.decide(action), Deny):
+            return action
     raw = await exchange.read_body()
     if (head.first(b"content-encoding") or b"identity").lower() != b"identity":
         raise Refused("unclear", 403, "the body of a model call is compressed; send it plain, so that it can be read", rules=("bailiwick.unclear/encoding",))
