@@ -32,7 +32,8 @@ async def test_a_probe_that_dies_is_a_finding() -> None:
     assert [(finding.check, finding.held) for finding in examined.findings] == [("probe", False)]
     await examination.gone()
     await examination.gone()
-    examination.end()
+    examination.dismiss()
+    assert examination.is_gone()
     assert descriptors() == before
 
 
@@ -54,6 +55,7 @@ async def test_one_that_was_never_asked_is_ended() -> None:
     before = descriptors()
     examination = Examination.prepare(EXPECTED, separate=False)
     pid = examination.pid
-    examination.end()
+    examination.dismiss()
+    await examination.gone()
     assert not Path(f"/proc/{pid}").exists()
     assert descriptors() == before

@@ -240,7 +240,7 @@ async def test_an_exit_is_told_when_the_governor_comes_again(here: Installation)
     name = await here.begin(here.script("sleep 0.3; exit 7"))
     assert here.channel is not None
     here.channel.close()
-    await anyio.sleep(0.6)
+    await wait_until(lambda: not processes_of(here))
     assert name not in here.exits
     async with anyio.create_task_group() as tasks:
         here.channel = await here.connect()
@@ -251,7 +251,9 @@ async def test_an_exit_is_told_when_the_governor_comes_again(here: Installation)
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 42", 42), ("kill -TERM $$; sleep 1; exit 5", 5), ("sh -c 'kill -KILL $$'; exit $?", -9)])
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 0", 0), ("exit 42", 42), ("kill -TERM $$; sleep 0.1; exit 5", 5), ("sh -c 'kill -KILL $$'; exit $?", -9)]
+)
 async def test_status_is_the_agents(here: Installation, script: str, status: int) -> None:
     """The exit status, or minus the signal as a shell says it. (The first process of a namespace does not die by a signal it sends itself.)"""
     _, _, ended = await here.run(here.script(script))

@@ -204,10 +204,12 @@ class BubblewrapBox:
             return
         self._order = self._order or ("killed", "the sandbox is taken away")
         if self.examination is not None:
-            self.examination.end()
+            self.examination.dismiss()
         if self.pid and self._status is None:
             self._signal_all()
             await self._until(self._is_dead, "outlived SIGKILL")
+        if self.examination is not None:
+            await self._until(self.examination.is_gone, "left its probe")
         if self._waited is not None:
             await self._waited.wait()  # it still reads from what is closed below
         self._destroyed = True

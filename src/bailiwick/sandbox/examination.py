@@ -6,7 +6,6 @@ launcher in the agent's namespaces, so `gone` stands before every start.
 
 import contextlib
 import os
-import signal
 import socket
 from dataclasses import dataclass
 
@@ -70,22 +69,21 @@ class Examination:
             raise BackendError(f"probe did not end within {limits.STOP_SECONDS_MAX:g} s of its answer; the agent is not started beside it") from error
         finally:
             self.waited_for = False
-            if self.pid == 0:  # ended meanwhile
+            if self.pid == 0:  # seen to be gone meanwhile
                 os.close(self.pidfd)
-        self._reap()
+        self.is_gone()
 
-    def end(self) -> None:
-        """At once, whatever it does: with the first of its two processes dies the second."""
-        if self.pid != 0:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            self._reap()
+    def dismiss(self) -> None:
+        """Ends one that still waits to be asked. One that tries ends with the sandbox. It is not killed: its second process is in the sandbox's namespace
+        of processes, which does not end before that one is reaped, and an orphan is reaped when the machine's init gets round to it."""
+        with contextlib.suppress(OSError):
+            self.said.shutdown(socket.SHUT_WR)
 
-    def _reap(self) -> None:
-        if self.pid == 0:
-            return
-        os.waitpid(self.pid, 0)
-        self.pid = 0
-        self.said.close()
-        if not self.waited_for:  # its number is not given back before who waits knows
-            os.close(self.pidfd)
+    def is_gone(self) -> bool:
+        """A look; it is reaped by the one that finds it so."""
+        if self.pid != 0 and os.waitpid(self.pid, os.WNOHANG)[0] != 0:
+            self.pid = 0
+            self.said.close()
+            if not self.waited_for:  # its number is not given back before who waits knows
+                os.close(self.pidfd)
+        return self.pid == 0

@@ -134,6 +134,8 @@ def _copy_from_host(making: Path) -> None:
     left = _COPIED_BYTES_MAX
     for start in names:
         for path in [start, *sorted(start.rglob("*"))] if start.is_dir() and not start.is_symlink() else [start]:
+            if path.suffix == ".gz":
+                continue  # alternatives of manual pages are half of all, and nobody reads them there
             target = making / path.relative_to(host)
             try:
                 if path.is_symlink():
