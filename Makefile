@@ -7,7 +7,7 @@ VENV := .venv
 export PATH := $(PATH):/usr/sbin:$(CURDIR)/.tools/usr/bin:$(CURDIR)/.tools/usr/sbin
 BIN := $(VENV)/bin
 
-.PHONY: help setup setup-test demo test check fuzz faults bench bench-gateway bench-decision bench-footprint bench-sandbox lock clean
+.PHONY: help setup setup-test demo test check fuzz faults mutate bench bench-gateway bench-decision bench-footprint bench-sandbox lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -43,6 +43,9 @@ fuzz: setup-test  ## the fuzz targets for FUZZ_MINUTES (default 60) in all
 
 faults: setup-test  ## kill -9 of every process at FAULT_ROUNDS (default 50) random moments under load
 	@$(BIN)/python -m tests.e2e.kills --rounds $${FAULT_ROUNDS:-50}
+
+mutate: setup-test  ## each protection removed in a copy of the tree, and its tests seen red
+	@tools/mutate $(BIN)/python
 
 bench: bench-decision bench-gateway bench-sandbox bench-footprint  ## every benchmark
 
