@@ -214,6 +214,12 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return head
 
 
+_CA_USAGE = x509.KeyUsage(
+    digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False, key_cert_sign=True,
+    crl_sign=True, encipher_only=False, decipher_only=False,
+)  # fmt: skip
+
+
 class Certificates:
     """An authority of the test's own, for its TLS upstreams."""
 
@@ -229,6 +235,8 @@ class Certificates:
         builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        if ca:  # Python 3.13 and newer verify strictly, and ask for it
+            builder = builder.add_extension(_CA_USAGE, critical=True)
         if name is not None:
             builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         return builder.sign(self._key, hashes.SHA256())

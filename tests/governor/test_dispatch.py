@@ -1,6 +1,6 @@
 """A run from request to nothing left, with every step failing once, twice, or for good until it is tried again."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,10 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path)
+    yield stage
+    stage.runs.close()
 
 
 async def test_every_step_has_its_cause_on_file_before_it_is_taken(stage: Stage) -> None:

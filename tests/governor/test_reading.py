@@ -22,6 +22,8 @@ def test_what_a_run_used_is_read_from_the_record(tmp_path: Path) -> None:
     ]
     assert all(Role.GATEWAY in KINDS[event.kind].writers for event in events)
     committer.commit([Append([(encode(event), event) for event in events], ["gateway-0"] * len(events))])
-    used = Reading(layout).usage("run-1")
+    reading = Reading(layout)
+    used = reading.usage("run-1")
+    reading.close()
     committer.close()
     assert used == Usage(calls=1, writes=1, tokens=7, microusd=5, egress_bytes=600)

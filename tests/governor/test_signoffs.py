@@ -1,6 +1,6 @@
 """Sign-off as the governor runs it: what a worker may ask, who may answer, and what is on file when."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,12 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def desk(tmp_path: Path) -> Iterator[Desk]:
     desk = Desk(tmp_path)
     # `ana` dispatched the run, and the rule wants four eyes: only bo and another may sign.
     desk.signoffs._groups["oncall"] = type(desk.signoffs._groups["oncall"])(operators=frozenset({"ana", "bo", "cy"}), quorum=2)
-    return desk
+    yield desk
+    desk.signoffs.close()
 
 
 @pytest.mark.parametrize(

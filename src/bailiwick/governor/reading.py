@@ -33,6 +33,10 @@ class Reading:
             self._open = RecordReader.open(self._path)
         return self._open
 
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+
     async def subscribe(self, recording: Link) -> None:
         """From what stands there now: what is older is read from the tables when somebody asks."""
         self._newest = max(self._newest, self.head()[0])

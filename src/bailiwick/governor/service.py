@@ -109,6 +109,7 @@ class Governor:
     async def close(self) -> None:
         """Once nobody asks any more."""
         await self._recorder.close()
+        self._reading.close()
         self._runs.close()
         self._signoffs.close()
 
