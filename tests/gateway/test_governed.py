@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.fakes.neighbourhood import Neighbourhood, Upstream, neighbourhood, read_request
 
+from bailiwick.broker.messages import LeasesUsed, UseLease
 from bailiwick.critic.enforcement import HoldSettled
 from bailiwick.gateway import runs
 from bailiwick.kernel import limits
@@ -79,6 +80,26 @@ async def test_nothing_is_sent_when_the_governor_dies_while_a_connection_is_made
         assert (answer.status, json.loads(answer.body)["rule"]) == (503, "bailiwick.governor")
         assert upstream.requests == []
         assert (await place.finished())[0].body["result"] == "failed"
+
+
+@pytest.mark.parametrize(("part", "kill"), [("governor", "fresh"), ("recorder", "healthy")])
+async def test_nothing_is_sent_when_a_part_dies_while_a_credential_is_borrowed(tmp_path: Path, part: str, kill: str) -> None:
+    """The intent is on file and the lease is at hand, and still the request stays here, with its credential, and failed."""
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        upstream = await place.pin("config.internal")
+        place.leased = ["config.internal"]
+        place.reopen()
+        wire = await place.dial("config.internal", 80)
+        lend = place.broker.use
+
+        async def lend_late(request: UseLease) -> LeasesUsed:
+            setattr(getattr(place, part), kill, False)
+            return await lend(request)
+
+        place.broker.use = lend_late  # type: ignore[method-assign]
+        answer = await wire.ask(PUT)
+        assert (answer.status, json.loads(answer.body)["rule"]) == (503, f"bailiwick.{part}")
+        assert (len(place.recorder.durable), len(place.broker.asked), upstream.requests) == (1, 1, [])
 
 
 async def test_a_stream_of_a_closed_run_is_cut_at_once(tmp_path: Path) -> None:
