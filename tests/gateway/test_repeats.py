@@ -13,6 +13,7 @@ from tests.gateway.test_server import lent
 from bailiwick.critic.enforcement import BudgetLimits
 from bailiwick.gateway import answers as answers_module
 from bailiwick.gateway import repeated, repeats
+from bailiwick.gateway.asked import SIGHTINGS_MAX, Sightings
 from bailiwick.gateway.repeats import Repeat
 from bailiwick.record.event import Event
 
@@ -26,6 +27,12 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes is remembered when it first comes, but where that is what is tested."""
+    monkeypatch.setattr(Sightings, "again", lambda _self, _raw: True)
 
 
 @pytest.fixture
@@ -304,6 +311,23 @@ async def test_an_answer_head_seen_before_means_what_it_meant(tmp_path: Path, ra
         assert all("x-hop" not in answer.fields for answer in answers)
         assert len({tuple(sorted(answer.fields.items())) for answer in answers}) == 1
         assert [event.body["answer_bytes"] for event in await place.finished(4)] == [len(body)] * 4
+
+
+async def test_what_comes_once_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head is worth remembering when it comes for the second time, and not before."""
+    monkeypatch.undo()
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        await place.pin("config.internal")
+        wire = await place.dial("config.internal", 80)
+        for number in range(3):
+            assert (await wire.ask(GET)).status == 200
+            await place.finished(number + 1)
+            assert len(known(place)) == min(number, 1)
+    sightings = Sightings()
+    assert [sightings.again(b"%d" % number) for number in range(SIGHTINGS_MAX)] == [False] * SIGHTINGS_MAX
+    assert sightings.again(b"0")
+    assert not sightings.again(b"one too many")
+    assert not sightings.again(b"0")
 
 
 async def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 
+from bailiwick.gateway.asked import Sightings
 from bailiwick.gateway.layers.heads import ResponseHead
 from bailiwick.gateway.layers.http1 import end_to_end, response_bytes
 
@@ -28,8 +29,14 @@ class KnownAnswer:
 class KnownAnswers(dict[bytes, KnownAnswer]):
     """Of one run; forgotten altogether when they are too many, since heads that tell the time are of use for a second."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._sightings = Sightings()
+
     def add(self, raw: bytes, head: ResponseHead) -> None:
-        if head.framing == "length" and head.keep_alive and head.reason == REASONS.get(head.status) and len(raw) <= HEAD_BYTES_MAX:
+        """When it comes for the second time."""
+        usual = head.framing == "length" and head.keep_alive and head.reason == REASONS.get(head.status)
+        if usual and len(raw) <= HEAD_BYTES_MAX and self._sightings.again(raw):
             if len(self) >= HEADS_MAX:
                 self.clear()
             self[raw] = KnownAnswer(head)

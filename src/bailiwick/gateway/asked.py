@@ -4,14 +4,35 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 DOORS_MAX = 64  # of one run
+SIGHTINGS_MAX = 1_024
 
 R = TypeVar("R")
+
+
+class Sightings:
+    """Which bytes came before, by their hash: what comes once is not worth the making of what would be remembered of it. Two with one hash (which
+    nobody outside can aim at) cost that making, and no more."""
+
+    __slots__ = ("_marks",)
+
+    def __init__(self) -> None:
+        self._marks: set[int] = set()
+
+    def again(self, raw: bytes) -> bool:
+        mark = hash(raw)
+        if mark in self._marks:
+            return True
+        if len(self._marks) >= SIGHTINGS_MAX:
+            self._marks.clear()
+        self._marks.add(mark)
+        return False
 
 
 class Asked(Generic[R]):
     """Of one run."""
 
     def __init__(self) -> None:
+        self.sightings = Sightings()
         self._doors: dict[Hashable, dict[bytes, R]] = {}
 
     def at(self, door: Hashable) -> dict[bytes, R] | None:

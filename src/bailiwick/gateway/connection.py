@@ -234,7 +234,8 @@ class AgentConnection(asyncio.Protocol):
             transport.close()
             self._leave(failure.code)
             return
-        transport.write(pump.outgoing())
+        if out := pump.outgoing():
+            transport.write(out)
         if pump.ready and not was_ready and pump.name is not None and self._door is not None and not self._door.known:
             self._door = Door(self._door.via, pump.name, self._door.port, True)
         for piece in pieces:

@@ -63,7 +63,7 @@ class Repeat:
 
 
 def remember(exchange: Exchange, action: Action, decision: Decision, lent: Lent | None, outgoing: bytes) -> None:
-    """After an exchange that went well from one end to the other."""
+    """After an exchange that went well from one end to the other, for the second time."""
     raw, heads, head, target = exchange.raw, exchange.heads, exchange.head, exchange.target
     if raw is None or heads is None or len(raw) > HEAD_BYTES_MAX:
         return
@@ -71,6 +71,8 @@ def remember(exchange: Exchange, action: Action, decision: Decision, lent: Lent 
     if not plain or action.verb is not Verb.READ or target.route is not None or action.arguments:  # git's are of what its answers announced
         return
     if not isinstance(decision, Allow) or decision.obligations or exchange.hold is not None or exchange.run.observe or not exchange.run.unbounded(False):
+        return
+    if not exchange.run.asked.sightings.again(raw):
         return
     try:
         repeat = Repeat(head, target, action, decision, exchange.run.critic, lent, outgoing)

@@ -179,7 +179,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.write(self._pump.outgoing())
             self._fail(UpstreamFailed(failure.code, str(failure), answered=self._answered))
             return []
-        self._transport.write(self._pump.outgoing())
+        if out := self._pump.outgoing():
+            self._transport.write(out)
         if self._pump.ready and not self.opened.done():
             self.opened.set_result(None)
         return pieces
