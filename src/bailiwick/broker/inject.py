@@ -27,6 +27,9 @@ CREDENTIAL_FIELDS = frozenset(
     }
 )  # fmt: skip
 
+_DROPPED = HOP_BY_HOP | CREDENTIAL_FIELDS
+_PLACEHOLDER = PLACEHOLDER.encode()
+
 
 def strip_and_inject(fields: Sequence[tuple[bytes, bytes]], uses: Sequence[LeaseUse]) -> Fields:
     """The fields to forward. Raises Conflict when two leases fill one field, BackendError when a value cannot stand in a field; neither holds a value."""
@@ -36,10 +39,9 @@ def strip_and_inject(fields: Sequence[tuple[bytes, bytes]], uses: Sequence[Lease
         if name in injected:
             raise Conflict(f"two leases fill the field {use.field!r}; an agent may use one credential for a field of a host")
         injected[name] = value
-    dropped = HOP_BY_HOP | CREDENTIAL_FIELDS | injected.keys() | (_named_by_connection(fields) - READ_BY)
-    placeholder = PLACEHOLDER.encode()
-    kept = tuple((name, value) for name, value in fields if name.lower() not in dropped and placeholder not in value)
-    return kept + tuple(injected.items())
+    dropped = injected.keys() | (_named_by_connection(fields) - READ_BY)
+    kept = [(name, value) for name, value in fields if (lower := name.lower()) not in _DROPPED and lower not in dropped and _PLACEHOLDER not in value]
+    return (*kept, *injected.items())
 
 
 def secrets_of(uses: Sequence[LeaseUse]) -> tuple[bytes, ...]:
