@@ -135,6 +135,7 @@ class Stage:
                 workers={"gateway-0": near},
                 recorder=near,
                 usage=lambda run: Usage(calls=2),
+                names=lambda run: ["a.example", "b.example"],
                 refusals=lambda run: (1, 3),
                 leases=lambda run: dict(self.recorded_leases),
                 checkpoint=_nothing,
@@ -343,6 +344,7 @@ async def test_a_restarted_worker_is_told_its_runs_with_what_they_have_used(stag
     (opened,) = stage.world.asked(OpenRun)
     assert isinstance(opened, OpenRun)
     assert opened.used == Usage(calls=2)
+    assert opened.names == ["a.example", "b.example"]
 
 
 async def test_a_restarted_broker_is_granted_the_same_leases_again(stage: Stage) -> None:

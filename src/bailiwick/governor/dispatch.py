@@ -73,6 +73,7 @@ class Neighbours:
     recorder: RecordClient
     usage: Callable[[str], Usage]  # by the record
     refusals: Callable[[str], tuple[int, int]]  # by the record: actions held, and denied
+    names: Callable[[str], list[str]]  # by the record, in the order of their addresses
     leases: Callable[[str], dict[str, str]]  # by the record: lease id and expiry, in the order they were granted
     checkpoint: Callable[[], Awaitable[None]]
     void_holds: Callable[[str], Awaitable[None]]  # of a run that is ending
@@ -314,7 +315,7 @@ class Dispatcher:
     async def greet_worker(self, name: str) -> None:
         """A worker that was started anew is told its runs and handed their listeners."""
         for live in [live for live in self.live.values() if live.worker == name and live.opened and live.ending is None]:
-            await self._near.workers[name].call_now(live.open_run(_most(self._near.usage(live.run), live.used)))
+            await self._near.workers[name].call_now(live.open_run(_most(self._near.usage(live.run), live.used), self._near.names(live.run)))
             try:
                 await self._near.launcher.call(HandOver(run=live.run, worker=name))
             except CallerError as error:  # it is being made and will be brought, or is gone and will be said to be: the other runs do not wait for that

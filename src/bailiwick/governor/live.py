@@ -53,7 +53,7 @@ class Live:
             self.ending = ending
         self.finished.set()
 
-    def open_run(self, used: Usage) -> OpenRun:
+    def open_run(self, used: Usage, names: list[str] | None = None) -> OpenRun:
         return OpenRun(
             run=self.run,
             agent=self.agent,
@@ -63,5 +63,6 @@ class Live:
             models=self.definition.models,
             budget=self.definition.budget,
             used=used,
+            names=names or [],
             leased=sorted({host for terms in self.definition.leases for host in terms.hosts}),
         )

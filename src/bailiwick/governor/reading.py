@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import anyio
@@ -17,7 +18,7 @@ from bailiwick.kernel.ids import RunId
 from bailiwick.kernel.layout import Layout
 from bailiwick.record.export import export
 from bailiwick.record.messages import EventsCommitted, SubscribeEvents, TakeCheckpoint
-from bailiwick.record.repository import FILE, RecordReader
+from bailiwick.record.repository import EVENTS_MAX, FILE, RecordReader
 
 
 class Reading:
@@ -76,6 +77,13 @@ class Reading:
         """What the run was lent: lease id and expiry, in the order they were first granted."""
         granted = self._reader().events(RunId(run), kinds=["lease.granted"])
         return {str(each.event.body["lease"]): str(each.event.body["expires"]) for each in granted}
+
+    def names(self, run: str) -> list[str]:
+        """The names the run was given addresses for, in the order of those: a worker that was started anew goes on answering as the last one did."""
+        asked = {
+            IPv4Address(each.event.body["address"]): each.event.resource for each in self._reader().events(RunId(run), kinds=["name.asked"], limit=EVENTS_MAX)
+        }
+        return [name for _, name in sorted(asked.items()) if name is not None]
 
     def refusals(self, run: str) -> tuple[int, int]:
         """Actions held, and actions denied."""

@@ -74,6 +74,7 @@ class Governor:
             recorder=self._recorder,
             usage=self._reading.usage,
             refusals=self._reading.refusals,
+            names=self._reading.names,
             leases=self._reading.leases,
             checkpoint=lambda: self._reading.take_checkpoint(self._recording),
             void_holds=self._void_holds,
