@@ -1,6 +1,7 @@
 """What was asked before goes the short way, and nothing of what holds for the long way is lost on it."""
 
 import asyncio
+import base64
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,39 @@ async def test_an_echoed_secret_is_taken_out_on_the_short_way_too(tmp_path: Path
         finished = await place.finished(8)
         assert [event.body.get("scrubbed", 0) for event in finished] == [0, 0, 1, 1, 1, 1, 0, 0]
         assert {event.credential for event in finished} == {finished[0].credential}
+
+
+async def test_what_the_run_is_held_to_is_what_counts(tmp_path: Path, short: list[bool]) -> None:
+    """Under the same critic too: a credential lent from now on is injected, and a pin that leads elsewhere is followed."""
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        first = await place.pin("config.internal")
+        wire = await place.dial("config.internal", 80)
+        for _ in range(2):
+            await wire.ask(GET)
+        pin = place.hosts["config.internal"]
+        second = await place.pin("elsewhere.internal")
+        place.hosts["config.internal"] = place.hosts["elsewhere.internal"]
+        place.leased = ["config.internal"]
+        place.broker.lent["config.internal"] = lent()
+        place.run.hold_to(place.order(), place.run.critic, place.run.policy)
+        assert (await wire.ask(GET)).status == 200
+        assert short == [True]
+        assert pin.port != place.hosts["config.internal"].port
+        assert len(first.requests) == 2
+        assert b"authorization: Bearer s3cr3t-token-value" in second.requests[0]
+
+
+async def test_a_secret_in_a_fields_name_is_taken_out_in_any_case(tmp_path: Path) -> None:
+    """Names reach the agent in lower case: what base64 writes in mixed case is found all the same, however often its head came."""
+    async with neighbourhood(tmp_path, CONFIG) as place:
+        name = base64.b64encode(b"s3cr3t-token-value").rstrip(b"=")
+        await place.pin("config.internal", Upstream(answers=[b"HTTP/1.1 200 OK\r\nX-%b: 1\r\nContent-Length: 2\r\n\r\nok" % name]))
+        place.leased = ["config.internal"]
+        place.broker.lent["config.internal"] = lent()
+        place.reopen()
+        wire = await place.dial("config.internal", 80)
+        for _ in range(4):
+            assert name.lower() not in (await wire.ask(GET)).head.lower()
 
 
 @pytest.mark.parametrize(
