@@ -177,10 +177,13 @@ def wait_until(condition: Any, seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
+_CONTROLLED = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+
+
 class Terminal:
     """A program on a terminal of 80 columns, and what it has shown so far."""
 
-    def __init__(self, cli: Any, *args: str) -> None:
+    def __init__(self, cli: Any, *args: str, controlling: bool = False, term: str = "xterm-256color") -> None:
         import fcntl
         import struct
         import termios
@@ -189,7 +192,7 @@ class Terminal:
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
         environment = {"stdin": inner, "stdout": inner, "stderr": inner, "start_new_session": True}
         before = os.environ.pop("NO_COLOR", None)
-        self.process = _coloured(cli, args, environment)
+        self.process = _coloured(cli, ("-c", _CONTROLLED) if controlling else (), args, environment | {"term": term})
         if before is not None:
             os.environ["NO_COLOR"] = before
         os.close(inner)
@@ -223,14 +226,14 @@ class Terminal:
         return status
 
 
-def _coloured(cli: Any, args: tuple[str, ...], options: dict[str, Any]) -> Any:
+def _coloured(cli: Any, prefix: tuple[str, ...], args: tuple[str, ...], options: dict[str, Any]) -> Any:
     import subprocess
     import sys
 
-    environment = {**os.environ, "BAILIWICK_STATE": str(cli.state), "TERM": "xterm-256color"}
+    environment = {**os.environ, "BAILIWICK_STATE": str(cli.state), "TERM": options.pop("term")}
     environment.pop("NO_COLOR", None)
     environment.pop("COLUMNS", None)
-    return subprocess.Popen([sys.executable, "-m", "bailiwick.cli", *args], env=environment, **options)
+    return subprocess.Popen([sys.executable, *prefix, "-m", "bailiwick.cli", *args], env=environment, **options)
 
 
 def test_on_a_terminal_a_hold_is_answered_by_a_key(cli: Any) -> None:
@@ -271,6 +274,52 @@ def test_on_a_terminal_ctrl_c_ends_the_run(cli: Any) -> None:
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 130
     assert [run.state for run in cli.governance.known_runs.values()] == ["ended"]
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
+@pytest.mark.parametrize("controlling", [True, False])
+def test_a_closed_terminal_ends_the_run(cli: Any, controlling: bool, term: str) -> None:
+    """By SIGHUP, by the end of input or by a write that fails, whichever is first: the end is ordered, waited for, and counts as an interrupt."""
+    terminal = Terminal(cli, "run", "deployer", controlling=controlling, term=term)
+    terminal.until("requested")
+    (run,) = cli.governance.known_runs
+    os.close(terminal.fd)
+    cli.do(lambda: says("more\n")(cli.governance, run))
+    assert terminal.process.wait(15) == 130
+    assert [event.event["body"].get("detail") for event in cli.governance.log if event.event["kind"] == "run.killed"] == ["interrupted at the terminal"]
+    assert cli.governance.known_runs[run].state == "ended"
+
+
+class DeadTerminal:
+    """A view each of whose writes fails."""
+
+    def __enter__(self) -> "DeadTerminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    def _fail(self, *_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    event = hold = note = _fail
+
+
+def test_what_it_started_it_stops_when_its_terminal_is_gone(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write fails: the run is ended all the same, and then the processes."""
+    from queue import SimpleQueue
+
+    from bailiwick.cli import command_run, live, options
+    from bailiwick.cli.exits import Exit
+
+    run = cli("run", "deployer", "--detach").strip()
+    up = iter([True, False])
+    monkeypatch.setattr(command_run, "_is_up", lambda _: next(up))
+    monkeypatch.setattr(live, "view", lambda *_, **__: DeadTerminal())
+    watch = command_run.Watch(options.client(cli.state), options.layout(cli.state), cli.governance.known_runs[run], started_here=True)
+    assert watch.until_end(SimpleQueue(), as_json=False) is Exit.INTERRUPTED
+    assert cli.governance.known_runs[run].state == "ended"
+    assert cli.governance.stopped_by is not None
 
 
 def test_what_it_started_it_stops_when_interrupted(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,8 @@ def ensure_up(layout: "Layout", configuration: Path | None, *, idle_exit_seconds
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         with terminal.progress("starting the processes"):
             start_detached(configuration, layout, idle_exit_seconds=idle_exit_seconds)
@@ -206,13 +207,22 @@ class Watch:
 
     def until_end(self, inbox: "Inbox", *, as_json: bool) -> Exit:
         """`inbox` has signals already."""
+        try:
+            return self._until_end(inbox, as_json)
+        finally:
+            if self._interrupted and self.started_here:
+                with terminal.progress("stopping the processes"):
+                    stop_group(self.api, self.layout)
+
+    def _until_end(self, inbox: "Inbox", as_json: bool) -> Exit:
         from bailiwick.cli import follow, live
 
         with ExitStack() as stack:
-            view = live.view(self.run.run, self.run.agent, as_json=as_json)
+            shown = live.view(self.run.run, self.run.agent, as_json=as_json)
+            view = live.Lasting(shown, gone=lambda: inbox.put(follow.Interrupted(signal.SIGHUP)))
             stack.enter_context(view)
             view.note(f"{self.run.run} of {self.run.agent}")
-            answers = isinstance(view, live.Live) and sys.stdin.isatty() and self._may_answer()
+            answers = isinstance(shown, live.Live) and sys.stdin.isatty() and self._may_answer()
             if answers:
                 stack.enter_context(follow.keys(inbox))
             follow.follow(self.api, self.run.run, inbox)
@@ -220,9 +230,6 @@ class Watch:
             if self._changed:
                 changes = "1 change" if self._changed == 1 else f"{self._changed:,} changes"
                 view.note(f"{changes} in its workspace: `bailiwick diff {self.run.run}`, `bailiwick apply {self.run.run}`")
-        if self._interrupted and self.started_here:
-            with terminal.progress("stopping the processes"):
-                stop_group(self.api, self.layout)
         return status
 
     def _loop(self, inbox: "Inbox", view: "View", answers: bool) -> Exit:
@@ -239,6 +246,8 @@ class Watch:
                     self._heard(event, view, answers)
                 case Key(character=character):
                     self._pressed(character, view)
+                case Interrupted(signal=signal.SIGHUP) if self._interrupted:
+                    pass  # a terminal that is gone is heard of more than once, and insists on nothing
                 case Interrupted():
                     if self._interrupted:
                         view.note(f"not waiting for {self.run.run} to end; `bailiwick ps` shows what becomes of it")

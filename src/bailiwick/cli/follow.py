@@ -54,12 +54,13 @@ def follow(api: Client, run: str, inbox: Inbox, *, after: int = -1) -> None:
 
 @contextlib.contextmanager
 def signals(inbox: Inbox) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal become items; whoever reads the inbox decides."""
+    """Ctrl-C, SIGTERM and a closed terminal become items; whoever reads the inbox decides. Under nohup a closed terminal stays nothing."""
 
     def caught(number: int, _: FrameType | None) -> None:
         inbox.put(Interrupted(number))  # SimpleQueue.put is reentrant
 
-    before = {number: signal.signal(number, caught) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, caught) for number in heard}
     try:
         yield
     finally:
@@ -69,12 +70,18 @@ def signals(inbox: Inbox) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keys(inbox: Inbox, descriptor: int = 0) -> Iterator[None]:
-    """Single key presses of a terminal, unechoed; what was typed before is thrown away."""
+    """Single key presses of a terminal, unechoed; what was typed before is thrown away. A terminal that is gone is an interrupt."""
     import select
     import termios
     import tty
 
-    before = termios.tcgetattr(descriptor)
+    try:
+        before = termios.tcgetattr(descriptor)
+        tty.setcbreak(descriptor, termios.TCSAFLUSH)
+    except termios.error:
+        inbox.put(Interrupted(signal.SIGHUP))
+        yield
+        return
     wake_read, wake_write = os.pipe()
 
     def read() -> None:
@@ -82,21 +89,25 @@ def keys(inbox: Inbox, descriptor: int = 0) -> Iterator[None]:
             ready, _, _ = select.select([descriptor, wake_read], [], [])
             if wake_read in ready:
                 return
-            pressed = os.read(descriptor, 64)
+            try:
+                pressed = os.read(descriptor, 64)
+            except OSError:
+                pressed = b""
             if not pressed:
+                inbox.put(Interrupted(signal.SIGHUP))
                 return
             for character in pressed.decode("utf-8", "replace"):
                 inbox.put(Key(character))
 
     reader = threading.Thread(target=read, daemon=True, name="keys")
-    tty.setcbreak(descriptor, termios.TCSAFLUSH)
     reader.start()
     try:
         yield
     finally:
         os.write(wake_write, b".")
         reader.join(1.0)
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
         os.close(wake_read)
         os.close(wake_write)
 

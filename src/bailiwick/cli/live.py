@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bailiwick.cli import events, terminal
@@ -23,6 +24,40 @@ class View(Protocol):
         ...
 
     def note(self, text: str) -> None: ...
+
+
+class Lasting:
+    """A view that outlives its terminal: the first write that fails calls `gone`, and from then on nothing is shown."""
+
+    def __init__(self, view: View, gone: Callable[[], None]) -> None:
+        self._view = view
+        self._gone = gone
+        self._lost = False
+
+    def __enter__(self) -> "Lasting":
+        self._attempt(self._view.__enter__)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attempt(lambda: self._view.__exit__(None, None, None))
+
+    def event(self, event: Event) -> None:
+        self._attempt(lambda: self._view.event(event))
+
+    def hold(self, hold: "HoldView", answerable: bool) -> None:
+        self._attempt(lambda: self._view.hold(hold, answerable))
+
+    def note(self, text: str) -> None:
+        self._attempt(lambda: self._view.note(text))
+
+    def _attempt(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except OSError:
+            if not self._lost:
+                self._lost = True
+                terminal.forget()
+                self._gone()
 
 
 class Lines:

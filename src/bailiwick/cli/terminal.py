@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import select
 import shutil
 import sys
 import threading
@@ -72,6 +73,17 @@ def note(text: str) -> None:
     """To standard error: what was not asked for and is worth knowing."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def forget() -> None:
+    """Standard streams that nobody reads any more lead nowhere from now on, so that what is left to do is not cut short by a write."""
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)  # an error and a hang-up are told unasked
+        if poll.poll(0):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def error(message: str) -> None:
