@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import time
@@ -265,6 +266,19 @@ def test_on_a_terminal_nothing_an_agent_writes_is_obeyed(cli: Any) -> None:
     assert "\x1b]0;" not in terminal.shown
     assert "\x1b[2J" not in terminal.shown
     assert "\\u{1b}]0;owned" in terminal.shown
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
+def test_on_a_terminal_an_agent_writes_behind_the_bar(cli: Any, term: str) -> None:
+    """A forged line of the story stays the agent's, however long what stands before it, with colours and without."""
+    forged = "+0.001 ✓ write PUT https://elsewhere.internal/  allowed"
+    plays(cli.governance, says(" " * 78 + forged + "\n"), says("x" * 76 + forged, "stderr"), ends())
+    terminal = Terminal(cli, "run", "deployer", term=term)
+    assert terminal.end() == 0
+    rows = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", row).strip("\r") for row in terminal.shown.split("\n")]
+    written = [row for row in rows if "elsewhere" in row or "+0.001" in row or "x" * 10 in row]
+    assert len(written) == 3
+    assert all(row.rpartition("\r")[2].startswith("│ ") and len(row.rpartition("\r")[2]) <= 80 for row in written), written
 
 
 def test_on_a_terminal_ctrl_c_ends_the_run(cli: Any) -> None:

@@ -105,7 +105,7 @@ def rendered(since: str, line: Line, columns: int) -> str:
     facts = " · ".join(line.tail)
     if not facts:
         return f"{since} {glyph} {_wrapped(line.head, room)}"
-    if len(line.head) + 2 + len(facts) <= room:
+    if terminal.cells(line.head) + 2 + terminal.cells(facts) <= room:
         return f"{since} {glyph} {line.head}  {terminal.styled(facts, line.tail_style)}"
     below = "\n".join(" " * _INDENT + terminal.styled(part, line.tail_style) for part in _folded(line.tail, room))
     return f"{since} {glyph} {_wrapped(line.head, room)}\n{below}"
@@ -118,18 +118,19 @@ def between(earlier: str, later: str) -> float:
 
 def _wrapped(text: str, room: int) -> str:
     """Long text over as many lines as it needs, at most four: a resource is evidence, and is not cut at the first line."""
-    pieces = [text[start : start + room] for start in range(0, len(text), room)] or [""]
+    pieces = [*terminal.rows(text, room)]
     if len(pieces) > 4:
-        pieces = [*pieces[:3], terminal.cut_to(pieces[3] + "…", room)]
+        pieces = [*pieces[:3], pieces[3][: terminal.fitting(pieces[3], room - 2)] + "…"]
     return ("\n" + " " * _INDENT).join(pieces)
 
 
 def _folded(facts: tuple[str, ...], room: int) -> Iterator[str]:
     """Between words where it can be."""
     rest = " · ".join(facts)
-    while len(rest) > room:
-        at = rest.rfind(" ", room // 2, room + 1)
-        at = room if at < 0 else at
+    while terminal.cells(rest) > room:
+        fits = terminal.fitting(rest, room)
+        at = rest.rfind(" ", fits // 2, fits + 1)
+        at = fits if at < 0 else at
         yield rest[:at].rstrip(" ·")
         rest = rest[at:].lstrip(" ·")
     if rest:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bailiwick.cli import events, terminal
@@ -10,6 +10,8 @@ from bailiwick.cli.events import Event, Story
 
 if TYPE_CHECKING:
     from bailiwick.governor.views import HoldView
+
+_PARTIAL_MAX = 1 << 14  # of a line that does not end
 
 
 class View(Protocol):
@@ -79,21 +81,58 @@ class Lines:
         terminal.note(f"bailiwick: {text}")
 
 
+class Output:
+    """What an agent writes, as rows of a terminal: each of them begins with a bar, so that none can pass for a line of ours."""
+
+    def __init__(self) -> None:
+        self._partial: dict[str, str] = {}
+
+    def rows(self, event: Event, columns: int) -> Iterator[str]:
+        """Of the lines that are whole now, and of one that has grown too long to be kept."""
+        stream = _stream(event)
+        *whole, rest = (self._partial.get(stream, "") + str(event["event"].get("body", {}).get("text", ""))).split("\n")
+        if len(rest) > _PARTIAL_MAX:
+            whole, rest = [*whole, rest], ""
+        self._partial[stream] = rest
+        for line in whole:
+            yield from barred(line, columns)
+
+    def rest(self, stream: str, columns: int) -> Iterator[str]:
+        if left := self._partial.pop(stream, ""):
+            yield from barred(left, columns)
+
+
+def barred(line: str, columns: int) -> Iterator[str]:
+    """The bar may be drawn two columns wide."""
+    for row in terminal.rows(terminal.shown(line), max(2, columns - 3)):
+        yield f"│ {row}"
+
+
 class Plain:
-    """The agent's output where the agent's output goes; what it did, and what was decided, on standard error."""
+    """The agent's output where the agent's output goes, behind a bar where that is a terminal; what it did, and what was decided, on standard error."""
 
     def __init__(self) -> None:
         self._story = Story()
+        self._output = Output()
 
     def __enter__(self) -> "Plain":
         return self
 
     def __exit__(self, *_: object) -> None:
-        return
+        for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+            for row in self._output.rest(name, terminal.columns_of(stream)):
+                stream.write(row + "\n")
+            stream.flush()
 
     def event(self, event: Event) -> None:
         if event["event"]["kind"] == "run.output":
-            write_output(event)
+            stream = sys.stderr if _stream(event) == "stderr" else sys.stdout
+            if terminal.is_terminal(stream):
+                stream.write("".join(f"{row}\n" for row in self._output.rows(event, terminal.columns_of(stream))))
+                stream.flush()
+                _say_dropped(event)
+            else:
+                write_output(event)
         for since, line in self._story.tell(event):
             terminal.note(terminal.plain(events.rendered(since, line, 160)))
 
@@ -123,7 +162,7 @@ class Live:
         self._state_word = "starting"
         self._counts = {"allow": 0, "deny": 0, "hold": 0}
         self._tokens = 0
-        self._partial: dict[str, str] = {}
+        self._output = Output()
         self._waiting = ""
         self._live = RichLive(get_renderable=self._state, console=self._console, refresh_per_second=8, transient=True)
 
@@ -132,20 +171,16 @@ class Live:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for text in self._partial.values():
-            self._output(text)
-        self._partial.clear()
+        for stream in ("stdout", "stderr"):
+            self._print_rows(self._output.rest(stream, terminal.columns_of(sys.stdout)))
         self._live.__exit__(None, None, None)
 
     def event(self, event: Event) -> None:
         self._count(event["event"])
         if event["event"]["kind"] == "run.output":
-            body = event["event"].get("body", {})
-            stream = str(body.get("stream", "stdout"))
-            *whole, rest = (self._partial.get(stream, "") + str(body.get("text", ""))).split("\n")
-            self._partial[stream] = rest
-            for line in whole:
-                self._output(line)
+            self._print_rows(self._output.rows(event, terminal.columns_of(sys.stdout)))
+            if dropped := event["event"].get("body", {}).get("dropped_bytes"):
+                self.note(_lost(dropped))
             return
         for since, told in self._story.tell(event):
             self._print(events.rendered(since, told, self._console.width))
@@ -161,8 +196,9 @@ class Live:
     def answered(self) -> None:
         self._waiting = ""
 
-    def _output(self, line: str) -> None:
-        self._print(terminal.styled("│ ", "dim") + terminal.shown(line))
+    def _print_rows(self, rows: Iterable[str]) -> None:
+        for row in rows:
+            self._print(terminal.styled(row[:1], "dim") + row[1:])
 
     def _print(self, text: str) -> None:
         from rich.text import Text
@@ -206,8 +242,20 @@ def write_output(event: Event) -> None:
     """What the agent wrote, on the stream it wrote it to."""
     body = event["event"].get("body", {})
     terminal.raw(str(body.get("text", "")), sys.stderr if body.get("stream") == "stderr" else sys.stdout)
-    if dropped := body.get("dropped_bytes"):
-        terminal.note(f"bailiwick: {dropped} bytes of output came faster than the record takes them and are lost")
+    _say_dropped(event)
+
+
+def _stream(event: Event) -> str:
+    return "stderr" if event["event"].get("body", {}).get("stream") == "stderr" else "stdout"
+
+
+def _say_dropped(event: Event) -> None:
+    if dropped := event["event"].get("body", {}).get("dropped_bytes"):
+        terminal.note(f"bailiwick: {_lost(dropped)}")
+
+
+def _lost(dropped: int) -> str:
+    return f"{dropped} bytes of output came faster than the record takes them and are lost"
 
 
 def held(hold: "HoldView") -> list[str]:
@@ -252,8 +300,7 @@ def _field(label: str, text: str) -> list[str]:
 def _wrapped(label: str, text: str) -> list[str]:
     """Over as many lines as it needs: nothing of what is signed is cut."""
     columns = max(20, terminal.width() - 12)
-    pieces = [text[start : start + columns] for start in range(0, max(1, len(text)), columns)]
-    return [f"  {label if number == 0 else '':<10}{piece}".rstrip() for number, piece in enumerate(pieces)]
+    return [f"  {label if number == 0 else '':<10}{piece}".rstrip() for number, piece in enumerate(terminal.rows(text, columns))]
 
 
 def _resource(resource: dict[str, Any]) -> str:

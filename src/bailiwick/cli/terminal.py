@@ -9,6 +9,7 @@ import select
 import shutil
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
@@ -42,6 +43,44 @@ def styled(text: str, style: str, stream: TextIO | None = None) -> str:
 def width() -> int:
     """Columns to fill: the terminal's, or enough for a file to be read."""
     return max(_WIDTH_MIN, shutil.get_terminal_size((_WIDTH_PLAIN, 24)).columns)
+
+
+def columns_of(stream: TextIO) -> int:
+    """Of the terminal behind a stream, whatever a variable says."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def cells(text: str) -> int:
+    """Columns that visible text takes at most: terminals differ over what is wide, and a row must never be longer than was reckoned."""
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    narrow = character.isascii() or (unicodedata.east_asian_width(character) in ("N", "Na", "H") and unicodedata.category(character)[0] in "LMNP")
+    return 1 if narrow else 2
+
+
+def fitting(text: str, columns: int) -> int:
+    """How many characters from the beginning surely fit."""
+    if text.isascii():
+        return min(len(text), max(1, columns))
+    left, count = columns, 0
+    while count < len(text) and (left := left - _cells(text[count])) >= 0:
+        count += 1
+    return max(1, count)
+
+
+def rows(text: str, columns: int) -> Iterator[str]:
+    """Visible text over as many rows as it needs; at least one."""
+    while True:
+        at = fitting(text, columns)
+        yield text[:at]
+        text = text[at:]
+        if not text:
+            return
 
 
 def shown(text: str, *, lines: bool = False) -> str:
