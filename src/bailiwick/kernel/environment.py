@@ -7,7 +7,21 @@ harmless names, and the whole of the starter's stands in an anonymous file whose
 import os
 from collections.abc import Mapping
 
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "BAILIWICK_STATE", "BAILIWICK_DEBUG", "PYTHONPATH")
+KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "USER",
+    "LOGNAME",
+    "XDG_STATE_HOME",
+    "XDG_RUNTIME_DIR",
+    "BAILIWICK_STATE",
+    "BAILIWICK_DEBUG",
+    "PYTHONPATH",
+)
 DESCRIPTOR = "BAILIWICK_ENVIRONMENT_FD"
 
 
