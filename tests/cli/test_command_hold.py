@@ -21,13 +21,30 @@ def test_what_waits_is_shown_whole(cli: Any, hold: str) -> None:
 
 def test_approving_shows_first_and_settles_once(cli: Any, hold: str) -> None:
     """What is approved is shown, the answer is the governor's, and a second one is refused."""
-    assert cli("approve", hold[-6:], "--why", "change 4711", "--yes") == f"{hold} granted\n"
+    assert cli("approve", hold[-8:], "--why", "change 4711", "--yes") == f"{hold} granted\n"
     assert "production/flags" in cli.err
     assert cli.governance.known_holds[hold].signed[0]["why"] == "change 4711"
     cli("approve", hold, "--yes", status=4)
     assert "only a pending one" in cli.err
     assert cli("holds") == ""
     assert hold in cli("holds", "--all")
+
+
+def test_without_a_terminal_nobody_is_asked_and_nothing_happens(cli: Any, hold: str) -> None:
+    """A script that approves says --yes; without it that is a usage error, and the hold waits on."""
+    cli("approve", hold, status=2, input="y\n")
+    assert "error: no terminal to ask at; use --yes" in cli.err
+    assert cli.governance.known_holds[hold].state == "pending"
+
+
+def test_an_id_that_is_acted_on_is_not_short(cli: Any, hold: str) -> None:
+    """Seven characters may be shown by, not settled by."""
+    for named in (hold[:12], hold[-7:]):
+        cli("approve", named, "--yes", status=4)
+        cli("deny", named, "--why", "no", "--yes", status=4)
+        assert "at least 8 characters" in cli.err
+        assert hold in cli("holds", "--show", named)
+    assert cli("deny", hold[:13], "--why", "no") == f"{hold} denied\n"
 
 
 def test_denying_says_why(cli: Any, hold: str) -> None:

@@ -60,6 +60,14 @@ def test_applied_and_noted(cli: Any, tmp_path: Path) -> None:
     assert "run.applied" in [event.event["kind"] for event in cli.governance.log]
 
 
+def test_without_a_terminal_nothing_is_applied_unasked(cli: Any, tmp_path: Path) -> None:
+    """A script that applies says --yes."""
+    _, place = changed(cli, tmp_path, {"c.txt": b"c"})
+    cli("apply", "last", status=2, input="y\n")
+    assert "error: no terminal to ask at; use --yes" in cli.err
+    assert not (place / "c.txt").exists()
+
+
 def test_applied_elsewhere(cli: Any, tmp_path: Path) -> None:
     """Another directory is as good, where what is modified is there."""
     _, place = changed(cli, tmp_path, {"c.txt": b"c"})

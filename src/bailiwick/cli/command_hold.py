@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Hold = Annotated[str, typer.Argument(metavar="HOLD", help="A hold's id, its beginning or end if only one has it, or `last`.")]
 
+_SHORTEST = 8  # of an id that is acted on: a slip of the hand must not name another hold
+
 
 commands = typer.Typer(rich_markup_mode=None)
 
@@ -59,7 +61,7 @@ def approve(
 ) -> None:
     """Lets a held action happen: exactly the one shown, once, before it expires.
 
-    Shows what it is and asks; without a terminal, or with --yes, it does not ask.
+    Shows what it is and asks; without a terminal to ask at it needs --yes. An id may be shortened, to no less than 8 characters.
 
     \b
     bailiwick approve last
@@ -92,14 +94,18 @@ def _settle(api: "Client", named: str, *, granted: bool, why: str, yes: bool, js
     from bailiwick.cli.live import held
     from bailiwick.governor.views import HoldView
 
+    if named != options.LAST and 0 < len(named.removeprefix("hold-")) < _SHORTEST:
+        raise CallerError(f"{named!r} is too short to settle a hold by; give at least {_SHORTEST} characters after `hold-`; `bailiwick holds` lists them")
     hold = _meant(api, named)
     if not json:
         for line in held(hold):
             terminal.note(line)
     if hold.state != "pending" and (granted or hold.state != "granted"):  # a grant may be taken back until it is used
         raise CallerError(f"{hold.hold} is {hold.state}; only a pending one can be settled", code="conflict")
-    if not yes and terminal.interactive() and not terminal.ask("let it happen, once?" if granted else "refuse it?"):
-        raise Stop(Exit.REFUSED, f"{hold.hold} is left as it was")
+    asked = not yes and (granted or terminal.interactive())  # to refuse takes no second thought where nobody can be asked
+    if asked and not terminal.ask("let it happen, once?" if granted else "refuse it?"):
+        terminal.note(f"{hold.hold} is left as it was")
+        raise Stop(Exit.REFUSED)
     settled = api.post(f"/v1/holds/{hold.hold}/{'approve' if granted else 'deny'}", {"why": why}, HoldView)
     if json:
         terminal.as_json(msgspec.to_builtins(settled))

@@ -75,7 +75,8 @@ def diff(
 def apply(run: options.Run, to: To = None, yes: options.Yes = False, json: options.Json = False, state: options.State = None) -> None:
     """Applies what a run changed to its workspace, or to another directory: all of it, or, where anything stands in the way, nothing.
 
-    A file that was changed here since the run was asked for is a conflict; every conflict is named. Links are never followed.
+    A file that was changed here since the run was asked for is a conflict; every conflict is named. Links are never followed. Asks first; without a
+    terminal to ask at it needs --yes.
 
     \b
     bailiwick diff last && bailiwick apply last
@@ -90,10 +91,11 @@ def apply(run: options.Run, to: To = None, yes: options.Yes = False, json: optio
     if not changes.changes:
         raise Stop(Exit.OK if not changes.refused else Exit.REFUSED, _nothing(run_view) if changes.refused else "")
     target = _target(changes, to)
-    if not yes and terminal.interactive():
+    if not yes:
         counts = [f"{sum(entry.get('change') == word for entry in changes.changes)} {word}" for word in _SIGNS]
         if not terminal.ask(f"apply to {terminal.shown(str(target))}: {', '.join(counts)}?"):
-            raise Stop(Exit.REFUSED, "nothing is applied")
+            terminal.note("nothing is applied")
+            raise Stop(Exit.REFUSED)
     since = datetime.fromisoformat(run_view.requested).astimezone(UTC)
     with _archive(api, run_view.run, changes) as archive, changeset.opened(target) as root:
         count = applying.apply(root, archive, int(since.timestamp() * 1_000_000) * 1_000)

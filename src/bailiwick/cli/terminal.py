@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
+from bailiwick.cli.exits import Exit, Stop
 from bailiwick.critic.visible import visible
 
 _STYLES = {
@@ -140,7 +141,9 @@ def json_line(value: Any) -> None:
 
 
 def ask(question: str) -> bool:
-    """A yes, typed out; anything else, and the end of input, is a no."""
+    """A yes, typed out; anything else, and the end of input, is a no. Stop where nobody can be asked."""
+    if not interactive():
+        raise Stop(Exit.USAGE, "no terminal to ask at; use --yes")
     note(f"{question} [y/N] ")
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
