@@ -380,6 +380,17 @@ async def test_memory_is_bounded(here: Installation) -> None:
         assert ended.cause == "memory" or "MemoryError" in errors
 
 
+async def test_files_are_not_taken_for_memory(here: Installation) -> None:
+    """An agent that writes and removes files as fast as it can, within its disk, is not ended for its memory."""
+    limits = SandboxLimits(memory_bytes=48 * MIB, disk_bytes=96 * MIB)
+    body = (
+        "import os, time\nend = time.monotonic() + 2\nblock = bytes(1 << 20)\nwhile time.monotonic() < end:\n"
+        "    with open('/workspace/f', 'wb') as file:\n        [file.write(block) for _ in range(90)]\n    os.unlink('/workspace/f')\n"
+    )
+    _output, errors, ended = await here.run(here.python(body, limits=limits))
+    assert (ended.cause, ended.status, errors) == ("exited", 0, "")
+
+
 async def test_what_cannot_be_enforced_is_refused(here: Installation) -> None:
     """A limit the operator wrote down and this machine cannot keep is refused by name; where it can be kept the run starts."""
     spec = here.script("true", limits=SandboxLimits(cpu=0.5, memory_bytes=64 * MIB, required=frozenset({"cpu", "memory_bytes", "pids", "disk_bytes"})))

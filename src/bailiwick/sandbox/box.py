@@ -168,7 +168,7 @@ class BubblewrapBox:
         if self._final is not None:
             return self._final
         measured = self.group.measure()
-        cpu, memory, pids = measured.cpu_seconds, measured.memory_bytes - measured.memory_in_files_bytes, measured.pids
+        cpu, memory, pids = measured.cpu_seconds, measured.memory_bytes, measured.pids
         if not self.group.paths and self.inner_pid:
             seen = processes.below(self.inner_pid, seconds_old_max=_SAMPLE_SECONDS / 2)
             cpu, pids = sum(process.cpu_seconds for process in seen), len(seen)

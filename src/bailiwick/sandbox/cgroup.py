@@ -23,9 +23,7 @@ FREEZE, KILL = "freeze", "kill"
 @dataclass(frozen=True, slots=True)
 class Measured:
     cpu_seconds: float = 0.0
-    memory_bytes: int = 0
-    memory_bytes_max: int = 0
-    memory_in_files_bytes: int = 0  # of memory_bytes, what lies in the run's tmpfs
+    memory_bytes: int = 0  # of the processes alone, without the run's files, which lie in a tmpfs
     pids: int = 0
 
 
@@ -163,18 +161,15 @@ class Group:
     def measure(self) -> Measured:
         memory = self._with("memory")
         pids = self._with("pids")
-        used = peak = files = 0
-        if memory is not None and memory[0].v2:
-            used, peak = _number(memory[1] / "memory.current"), _number(memory[1] / "memory.peak")
-            files = _table(memory[1] / "memory.stat").get("shmem", 0)
-        elif memory is not None:
-            used, peak = _number(memory[1] / "memory.usage_in_bytes"), _number(memory[1] / "memory.max_usage_in_bytes")
-            files = _table(memory[1] / "memory.stat").get("total_shmem", 0)
+        used = 0
+        if memory is not None:
+            # One number of one reading: the group's whole usage less its tmpfs would be two, and a run that writes files fast would seem to swell.
+            used = _table(memory[1] / "memory.stat").get("anon" if memory[0].v2 else "total_rss", 0)
         count = _number(pids[1] / "pids.current") if pids is not None else len(self.pids())
         for hierarchy, path in self.paths.items():
             if hierarchy.v2:
                 self._processor_seconds = max(self._processor_seconds, _table(path / "cpu.stat").get("usage_usec", 0) / 1e6)
-        return Measured(self._processor_seconds, used, max(peak, used), files, count)
+        return Measured(self._processor_seconds, used, count)
 
     def broken_bounds(self) -> dict[str, int]:
         """How often `memory` killed a process of the run, and `pids` refused one."""
