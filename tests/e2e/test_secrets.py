@@ -71,7 +71,10 @@ for host in ("one.internal", "two.internal"):
                 connection.close()
 show(dict(os.environ))
 for place in ("/proc", "/tmp", "/etc", "/run", "/var", "/home", str(Path.cwd())):
-    for directory, _, names in os.walk(place):
+    for directory, below, names in os.walk(place):
+        if directory in (sys.prefix, sys.base_prefix):  # thousands of files of an interpreter, which hold nothing of ours
+            below.clear()
+            continue
         for name in names:
             path = Path(directory, name)
             if path.name in ("seen.bin", "kmsg", "pagemap", "clear_refs", "mem") or "/task/" in directory:

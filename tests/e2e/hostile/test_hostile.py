@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.hostile.places import DENIED, OPEN
+from tests.e2e.installation import TREES
 from tests.e2e.world import outside
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sandbox, pytest.mark.slow]
@@ -226,6 +227,7 @@ def test_the_control_gets_out(open_directory: Path) -> None:
         shutil.copy(path, open_directory)
     (open_directory / "facts.json").write_text(json.dumps(FACTS))
     box = ["bwrap", "--unshare-all", "--share-net", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
+    box += [part for tree in TREES for part in ("--ro-bind", tree, tree)]  # where they lie under /tmp
     command = [*box, "--bind", str(open_directory), str(open_directory), "--chdir", str(open_directory), sys.executable, "-B", "agent.py", "network", "names"]
     seen = as_ordinary_user(command, open_directory)
     assert seen.status == 0, seen.errors[-2000:]
