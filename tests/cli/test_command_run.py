@@ -112,6 +112,33 @@ def test_events_as_json_lines(cli: Any) -> None:
     assert kinds == ["run.requested", "run.output", "run.ended"]
 
 
+def test_a_configuration_that_is_not_in_force_is_said(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was edited since the start, a policy beside it, or another file; the way to use it is named, and the run goes on."""
+    from msgspec.structs import replace
+
+    file = tmp_path / "bailiwick.yaml"
+    policy = tmp_path / "policies" / "more.cedar"
+    policy.parent.mkdir()
+    for each in (file, policy):
+        each.write_text("")
+        os.utime(each, (0, 0))
+    status = replace(cli.governance.status(), configuration=str(file), started="2026-11-24T02:00:00.000000Z")
+    cli.governance.status = lambda: status
+    monkeypatch.chdir(tmp_path)
+    plays(cli.governance, ends())
+    cli("run", "deployer")
+    assert "down" not in cli.err
+    for each in (file, policy):
+        os.utime(each, (2**32, 2**32))
+        cli("run", "deployer")
+        assert f"{file} has changed since what is up was started" in cli.err
+        assert "`bailiwick down` first" in cli.err
+        os.utime(each, (0, 0))
+    (tmp_path / "other.yaml").write_text("")
+    cli("run", "-c", "other.yaml", "deployer")
+    assert "not other.yaml; `bailiwick down` first" in cli.err
+
+
 def test_detached(cli: Any) -> None:
     """The id and nothing else; the run goes on."""
     run = cli("run", "deployer", "--detach").strip()

@@ -115,7 +115,7 @@ def _programs(
 
     def governor(_: object) -> None:
         seccomp.install(seccomp.OWN_PROCESS)
-        service = Governor(installed, layout, accounts, clock, configuration=str(path or "(none)"))
+        service = Governor(installed, layout, accounts, clock, configuration=str(path.absolute()) if path is not None else "(none)")
         operators = Directory(configuration.operators, starter_uid=starter, separate=accounts.separate)
         anyio.run(_govern, service, operators, [listeners[name] for name in api], idle_exit_seconds, clock)
 

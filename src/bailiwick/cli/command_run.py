@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
@@ -85,8 +85,8 @@ def run(
     if agent is not None and chosen is None and not _is_up(layout):
         raise Stop(Exit.CONFIGURATION, f"agent {agent!r} needs a configuration and there is no {options.CONFIGURATION} here; `bailiwick init` makes one")
     started_here = ensure_up(layout, chosen)
-    if not started_here and config is not None:
-        _say_if_another(api, config)
+    if not started_here:
+        _say_if_another(api, chosen if config is not None or agent is not None else None)
     from queue import SimpleQueue
 
     from bailiwick.cli import follow
@@ -182,12 +182,24 @@ def _directory(named: Path | None) -> str | None:
     return str(here)
 
 
-def _say_if_another(api: "Client", chosen: Path) -> None:
+def _say_if_another(api: "Client", chosen: Path | None) -> None:
+    """What is up reads its configuration once: neither another file nor a later version of its own is in force."""
+    from datetime import datetime
+
     from bailiwick.governor.views import StatusView
 
-    used = api.get("/v1/status", StatusView).configuration
-    if used and Path(used) != chosen.absolute():
-        terminal.note(f"bailiwick: what is up uses {used}, not {chosen}; `bailiwick down` first, to use it")
+    status = api.get("/v1/status", StatusView)
+    used = Path(status.configuration)
+    if chosen is not None and used != chosen.absolute():
+        terminal.note(f"bailiwick: what is up uses {terminal.shown(str(used))}, not {terminal.shown(str(chosen))}; `bailiwick down` first, to use it")
+        return
+    with suppress(OSError):  # it may be gone, or not ours to look at
+        changed = max(each.stat().st_mtime for each in (used, *(used.parent / "policies").glob("*.cedar")))
+        if changed > datetime.fromisoformat(status.started).timestamp():
+            terminal.note(
+                f"bailiwick: {terminal.shown(str(used))} has changed since what is up was started, which still goes by what it was; "
+                "`bailiwick down` first, to use it"
+            )
 
 
 @dataclass
