@@ -304,6 +304,25 @@ async def test_a_run_is_killed_though_the_record_is_down(stage: Stage) -> None:
     assert stage.world.position(KillRun) < stage.world.position("run.killed") < stage.world.position("run.ended")
 
 
+async def test_a_fault_of_ours_ends_the_run_it_is_in_and_no_other(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in our own code, at the start or at the end: the run is over in a named state, with everything taken from it, and can be asked for."""
+    monkeypatch.setattr(stage.dispatcher, "_totals", lambda live: 1 / 0)
+    monkeypatch.setattr("bailiwick.governor.dispatch._RETRY_SECONDS_MAX", 0.01)
+    row = await stage.play_to_exit()
+    assert row.state is RunState.ENDED
+    for closing in (KillRun, CloseRun, RevokeLeases, DestroySandbox):
+        assert stage.world.asked(closing)
+    assert stage.world.events("run.ended")[-1].body["cause"] == "lost"
+    assert stage.dispatcher.live == {}
+
+
+async def test_a_fault_of_ours_at_the_start_is_not_the_agents(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it reach the keeper of the other runs."""
+    monkeypatch.setattr(stage.dispatcher, "_open", lambda live: 1 / 0)
+    row = await stage.play()
+    assert (row.state, row.cause) == (RunState.ENDED, "sandbox")
+
+
 async def test_pause_and_resume_are_read_back_and_recorded(stage: Stage) -> None:
     """Paused is said after the launcher froze it; a paused run is not paused again."""
     stage.live.state = RunState.RUNNING

@@ -59,6 +59,7 @@ from bailiwick.sandbox.messages import (
 
 CREATE_SECONDS_MAX = 60.0  # a large workspace is copied
 _LEASES_SECONDS = 1.0
+_FAULTS_MAX = 5  # of ours, in the end of one run: a mistake that is there the fifth time stays there
 _RETRY_SECONDS_FIRST = 0.05
 _RETRY_SECONDS_MAX = 2.0
 
@@ -108,11 +109,21 @@ class Dispatcher:
     async def keep(self, live: Live) -> None:
         """The whole life of one run, from wherever it stands, to its end."""
         if live.state in (RunState.REQUESTED, RunState.PREPARING):
-            await self._start(live)
+            try:
+                await self._start(live)
+            except Exception:  # noqa: BLE001  a fault of ours in one run must not end the keeper of all
+                traceback.print_exc()
+                self._fail(live, Ending("sandbox", "an internal fault; the governor's log has it"))
         await live.finished.wait()
         assert live.ending is not None
         self._runs.note_ending(live.run, live.ending)
-        await self._until_done(live, "governor", lambda: self._end(live))
+        for left in reversed(range(_FAULTS_MAX)):
+            try:
+                await self._end(live)
+                break
+            except Exception:  # noqa: BLE001  the same
+                traceback.print_exc()
+                await (anyio.sleep(_RETRY_SECONDS_MAX / _FAULTS_MAX) if left else self._abandon(live))
         self.live.pop(live.run, None)
         self._fewer.set()
         self._fewer = anyio.Event()
@@ -135,9 +146,30 @@ class Dispatcher:
                 self._move(live, Started())
                 self._runs.note_started(live.run, timestamp(self._clock.now()))
         except BailiwickError as error:
-            if live.ending is None:
-                self._move(live, PreparationFailed())
-                live.finish(Ending("refused" if isinstance(error, CallerError) else "sandbox", str(error)))
+            self._fail(live, Ending("refused" if isinstance(error, CallerError) else "sandbox", str(error)))
+
+    def _fail(self, live: Live, ending: Ending) -> None:
+        if live.ending is None:
+            self._move(live, PreparationFailed() if live.state in (RunState.REQUESTED, RunState.PREPARING) else Lost())
+            live.finish(ending)
+
+    async def _abandon(self, live: Live) -> None:
+        """A fault of ours is in the way of an orderly end: what can be taken from the run is, each step by itself, and it is over."""
+        launcher, broker = self._near.launcher, self._near.broker
+        steps: list[Callable[[], Awaitable[Any]]] = [
+            lambda: launcher.call(KillRun(run=live.run, reason="fault")),
+            lambda: self._near.workers[live.worker].call(CloseRun(run=live.run, reason="fault")),
+            lambda: broker.call(RevokeLeases(run=live.run, reason="fault")),
+            lambda: launcher.call(DestroySandbox(run=live.run)),
+            lambda: self.record(live, "run.ended", cause="lost", detail="an internal fault; the governor's log has it", status=None, used={}),
+        ]
+        for step in steps:
+            try:
+                await step()
+            except Exception:  # noqa: BLE001  the next step matters as much
+                traceback.print_exc()
+        self._runs.note_ended(live.run, timestamp(self._clock.now()), live.used, (0, 0))
+        self._move(live, CleanedUp())
 
     async def _lend(self, live: Live, call: Callable[[Message], Awaitable[Message]]) -> None:
         """(Again:) every lease of the run, with its first expiry."""
@@ -254,8 +286,6 @@ class Dispatcher:
                 return
             except BailiwickError as error:
                 print(f"end of {live.run}: {name}: {error}; trying again", flush=True)  # noqa: T201
-            except Exception:  # noqa: BLE001  one run's end that goes wrong must not take the others' keeper with it
-                traceback.print_exc()
             await anyio.sleep(wait)
             wait = min(wait * 2, _RETRY_SECONDS_MAX)
 
