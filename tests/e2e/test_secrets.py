@@ -170,7 +170,10 @@ def answered(installed: Installation, run: str) -> Iterator[tuple[str, bytes]]:
 def shown_by_proc(pids: list[int]) -> Iterator[tuple[str, bytes]]:
     for pid in pids:
         for name in ("environ", "cmdline"):
-            yield f"/proc/{pid}/{name}", Path(f"/proc/{pid}/{name}").read_bytes()
+            try:
+                yield f"/proc/{pid}/{name}", Path(f"/proc/{pid}/{name}").read_bytes()
+            except PermissionError:  # an undumpable process shows nobody but root
+                assert os.getuid() != 0
 
 
 def test_no_byte_that_was_written_or_answered_holds_a_secret(stage: Stage) -> None:
@@ -201,7 +204,7 @@ def test_no_process_shows_a_secret(stage: Stage) -> None:
     assert inside
     hits, looked = searched(shown_by_proc([*ours, parent, *inside]), stage.planted)
     assert hits == []
-    assert looked > 1_000
+    assert looked > (1_000 if os.getuid() == 0 else 300)
     stage.installed.cli("kill", run, check=True)
     stage.installed.wait_ended(run)
 
