@@ -21,6 +21,7 @@ from bailiwick.api.application import create
 from bailiwick.api.operators import Directory
 from bailiwick.api.server import serving
 from bailiwick.app.configuration import Configuration, installation, load_configuration
+from bailiwick.app.detached import prepare
 from bailiwick.broker.sources.port import CredentialSource
 from bailiwick.governor.service import Governor
 from bailiwick.kernel import confine, environment, seccomp
@@ -190,8 +191,11 @@ def _confine_files(*, read: list[Path], write: list[Path]) -> None:
 @contextlib.contextmanager
 def _only_group(layout: Layout) -> Iterator[None]:
     """Holds the state directory's lock: a second group would take the first one's sockets."""
-    layout.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock = os.open(layout.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    prepare(layout)
+    try:
+        lock = os.open(layout.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CallerError(f"{layout.root / 'lock'} cannot be opened: {error.strerror}; choose another directory with BAILIWICK_STATE") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -220,10 +224,13 @@ def _make_directories(layout: Layout, accounts: Accounts) -> None:
         layout.governor: (governor, None, 0o700),
     }
     for path, (owner, group, mode) in owners.items():
-        path.mkdir(exist_ok=True)
-        if accounts.separate:
-            os.chown(path, owner.uid, (group or owner).gid)
-        path.chmod(mode)
+        try:
+            path.mkdir(exist_ok=True)
+            if accounts.separate:
+                os.chown(path, owner.uid, (group or owner).gid)
+            path.chmod(mode)
+        except OSError as error:
+            raise CallerError(f"{path} cannot be made a directory of ours: {error.strerror}; choose another one with BAILIWICK_STATE") from error
 
 
 def _listen(layout: Layout, name: str) -> socket.socket:
