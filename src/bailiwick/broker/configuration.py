@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
-_LATER = ("sealed", "vault", "openbao", "postgresql", "github-app", "aws-sts", "oauth")  # DESIGN.md 5.5
+_LATER = ("sealed", "vault", "openbao", "postgresql", "github-app", "aws-sts", "oauth")  # sources of later versions
 _TAKEN = ("environment", "file")
 
 
